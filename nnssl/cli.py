@@ -24,7 +24,7 @@ EXIT_CTRL_C = 130  # a shell's own, for a command that has nothing to save
 
 
 def _console_command(function: Callable[[], int]) -> Callable[[], int]:
-    """A command that ends without a traceback on Ctrl-C, and shows names in any terminal."""
+    """A command that exits without a traceback on Ctrl-C, and prints names on any terminal."""
 
     @functools.wraps(function)
     def command() -> int:
@@ -39,7 +39,7 @@ def _console_command(function: Callable[[], int]) -> Callable[[], int]:
 
 
 def _show_all_names() -> None:
-    """In terminals of few letters the others are written out."""
+    """On terminals with a limited encoding, other characters are escaped."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
             stream.reconfigure(errors="backslashreplace")
@@ -69,14 +69,16 @@ def pretrain() -> int:
 
 def _require_method_and_scans(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     if args.method is None:
-        parser.error("say which method with -m; nnssl_pretrain --list shows them")
+        parser.error("no method given; choose one with -m (nnssl_pretrain --list shows them)")
     if not (args.sources or args.dataset_ids or args.name):
-        parser.error("say where the scans are: -i FOLDER, or -d ID of an nnU-Net raw dataset")
+        parser.error("no scans given; use -i FOLDER, or -d ID of an nnU-Net raw dataset")
 
 
 @_console_command
 def inspect() -> int:
-    """nnssl_inspect: what is in a checkpoint, or the line that lets nnU-Net find our trainers."""
+    """nnssl_inspect: what is in a checkpoint, or the shell line that lets nnU-Net find our
+    trainers.
+    """
     args = parsers.inspect_parser().parse_args()
     if args.nnunet_env:
         from nnssl.trainer_path import trainers_folder
@@ -120,7 +122,7 @@ def plan() -> int:
 
 @_console_command
 def convert() -> int:
-    """nnssl_convert: third-party weights as a checkpoint of ours."""
+    """nnssl_convert: third-party weights as a checkpoint of this package."""
     args = parsers.convert_parser().parse_args()
 
     from nnssl.convert.conversion import ConvertRequest
@@ -163,12 +165,12 @@ def demo() -> int:
 
 @_console_command
 def doctor() -> int:
-    """nnssl_doctor: what is wrong with this installation, and the line that fixes it."""
+    """nnssl_doctor: what is wrong with this installation, and the command that fixes it."""
     argparse.ArgumentParser(
         prog="nnssl_doctor",
-        description="What is installed, visible and writable, what nnU-Net will find, what is "
-        "wrong, and the line that fixes it. Changes nothing. The exit status is 1 when something "
-        "is wrong.",
+        description="Checks what is installed, visible and writable and what nnU-Net will find; "
+        "reports what is wrong, and the command that fixes it. Changes nothing. The "
+        "exit status is 1 when something is wrong.",
     ).parse_args()
 
     from nnssl.doctor import examine, report_text
@@ -198,19 +200,21 @@ def report() -> int:
 
 
 def _leave(*_: object) -> None:
-    """While libraries are imported nothing is begun, and nothing can be ended but the process."""
-    os.write(2, b"\nstopped before anything was done; the same line starts it again\n")
+    """While libraries are being imported nothing has started yet, so a signal just ends the
+    process.
+    """
+    os.write(2, b"\nstopped before anything was done; the same command starts it again\n")
     os._exit(EXIT_INTERRUPTED)
 
 
 def _end_undisturbed() -> None:
-    """All is saved or has failed; a signal while Python ends would change the status, no more."""
+    """All is saved or has failed; a signal during interpreter exit would only change the status."""
     for number in signals.STOPS:
         signal.signal(number, signal.SIG_IGN)
 
 
 def _report_errors(work: Callable[[], object]) -> int:
-    """The exit code of `work`: errors that a user can fix are one message, not a traceback."""
+    """The exit code of `work`: errors that a user can fix print one message, not a traceback."""
     try:
         work()
         sys.stdout.flush()

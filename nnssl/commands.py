@@ -1,4 +1,4 @@
-"""The commands of this project and of nnU-Net, as other processes of this very Python."""
+"""Run commands of this project and of nnU-Net as subprocesses of the current Python."""
 
 from __future__ import annotations
 
@@ -21,13 +21,11 @@ TO_END = 5.0  # seconds that its helpers may take
 
 
 class CommandError(RuntimeError):
-    """A command failed or is not there; the message is for the user: what failed, and what to do
-    next.
-    """
+    """A command failed or does not exist; the message says what failed and what to do next."""
 
 
 def executable(command: Command) -> Command:
-    """The console script of this very Python; without one (a source tree), our module."""
+    """The console script of the current Python; without one (a source tree), our module."""
     script = Path(sysconfig.get_path("scripts")) / command[0]
     if script.exists():
         return [str(script), *command[1:]]
@@ -81,7 +79,7 @@ def _terminate_process(process: subprocess.Popen) -> None:
 
 
 def _end_group(process: subprocess.Popen) -> None:
-    """End what is left of a command and its helpers, also what is deaf to SIGTERM."""
+    """End the remaining processes of a command, including those that ignore SIGTERM."""
     with suppress(ProcessLookupError, PermissionError):  # none is left, or (macOS) only dead ones
         _signal_group(process, signal.SIGTERM, TO_END)
         _signal_group(process, signal.SIGKILL, 0.0)

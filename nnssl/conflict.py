@@ -13,10 +13,7 @@ def refuse() -> None:
         return
     raise ImportError(
         f"this environment holds two packages that are imported as 'nnssl': {OURS} (this one) and "
-        f"{THEIRS} "
-        f"{theirs.version} (MIC-DKFZ's). They cannot share an environment. Install {OURS} in one "
-        "of its own:\n"
-        "  python -m venv swin && source swin/bin/activate && pip install .\n"
-        "or give up the other here:\n"
-        f"  pip uninstall {THEIRS} {OURS} && pip install ."
+        f"{THEIRS} {theirs.version} (MIC-DKFZ's). They cannot share an environment.  Install "
+        f"{OURS} in one of its own:\n  python -m venv swin && source swin/bin/activate && pip "
+        f"install .\nor give up the other here:\n  pip uninstall {THEIRS} {OURS} && pip install ."
     )

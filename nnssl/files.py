@@ -1,4 +1,4 @@
-"""Files that are whole or absent: atomic writes, JSON, hashes, names that stay in their folder."""
+"""Complete or absent files: atomic writes, JSON, hashes, names that stay in their folder."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _SORTED = json.JSONEncoder(sort_keys=True)
 
 
 class NoRoomError(OSError):
-    """The disk or the quota is full, or the disk is read-only: nothing can be written there."""
+    """The disk or quota is full, or the disk is read-only: nothing can be written there."""
 
 
 class LockedError(RuntimeError):
@@ -44,7 +44,7 @@ def atomic(path: Path | str) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success move it there, on error remove it.
 
     The temporary keeps the suffixes of `path`, since writers such as blosc2 and matplotlib look at
-    them. What is moved is on the disk: after a power cut the old file is there, or the new one.
+    them. It is flushed before the move: after a power cut the old file exists, or the new one.
     Raises NoRoomError, which names the file and the folder, where the disk is full or read-only.
     """
     path, temporary = Path(path), None
@@ -94,13 +94,13 @@ def _no_room(error: Exception, path: Path) -> NoRoomError | None:
         return None
     return NoRoomError(
         f"{path} cannot be written: {_cause(number, free)}. Free some space for {path.parent}, or "
-        "choose another disk (nnUNet_preprocessed, nnUNet_results, -o); what was written before is "
-        "whole"
+        "choose another disk (nnUNet_preprocessed, nnUNet_results, -o); files written before are "
+        "complete"
     )
 
 
 def _error_number(error: Exception) -> int | None:
-    """Its errno. What libraries say of a refused write has none; it was too large."""
+    """Its errno. Library errors for a refused write have none; the file was too large then."""
     number = getattr(error, "errno", None)
     return errno.EFBIG if number is None and _largest_file() is not None else number
 
@@ -215,7 +215,7 @@ def write_json_lines(path: Path | str, rows: list[dict]) -> None:
 
 
 def read_json_lines(path: Path | str) -> list[dict]:
-    """All rows; a last line cut short by a kill is left out, and so are blank lines.
+    """All rows; a last line truncated by a kill is left out, and so are blank lines.
 
     Raises ValueError, naming file and line, where an earlier line is damaged: what follows it would
     be lost.
@@ -227,8 +227,8 @@ def read_json_lines(path: Path | str) -> list[dict]:
             rows.append(row)
         elif number != numbered[-1][0]:
             raise ValueError(
-                f"{path}, line {number} is damaged: {line[:60]!r} is not one row of JSON. Put an "
-                "older copy of the file back, or take that line out"
+                f"{path}, line {number} is damaged: {line[:60]!r} is not one JSON object. Restore "
+                "an older copy of the file, or delete that line"
             )
     return rows
 
@@ -274,7 +274,7 @@ def _file_blocks(path: Path | str) -> Iterator[bytes]:
 
 
 def names_in(folder: Path | str) -> set[str]:
-    """What is in `folder`, by one listing; nothing where there is no such folder."""
+    """The entries of `folder`, by one listing; none if the folder does not exist."""
     try:
         with os.scandir(folder) as entries:
             return {entry.name for entry in entries}

@@ -30,7 +30,7 @@ def keep_freed_memory() -> bool:
     training.
 
     True where it took effect; False, and harmless, on systems without glibc. The process's resident
-    size then stays at its peak. GPU memory is not concerned.
+    size then stays at its peak. GPU memory is not affected.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

@@ -47,7 +47,7 @@ def above(bound: float) -> Check:
 
 @dataclass(frozen=True)
 class Option:
-    """What `option` says of a field, and what the field itself says: name, default, kind.
+    """What `option` declares for a field, and what the field itself gives: name, default, kind.
 
     help:    `%(default)s` in it is the default; "; default: ..." says one that is derived.
     flag:    by default the name with dashes, and --no-NAME for what is on; "NAME" without a dash:
@@ -98,7 +98,7 @@ class Option:
         return self.join(typed) if isinstance(typed, list) else typed
 
     def words(self, value: object) -> list[str]:
-        """What to type for a value: [] where there is nothing to say. Raises ValueError for a
+        """What to type for a value: [] where nothing has to be typed. Raises ValueError for a
         switch that is neither true nor false.
         """
         if self.kind is bool:
@@ -114,7 +114,7 @@ class Option:
 
     def _require_switch(self, value: object) -> None:
         if not (value is None or isinstance(value, bool)):
-            raise ValueError(f"{self.key} is true or false, got {value!r}")
+            raise ValueError(f"{self.key} must be true or false, got {value!r}")
 
 
 def option(
@@ -218,7 +218,7 @@ def build_dataclass(cls: type[T], args: argparse.Namespace, **more: object) -> T
 
 def words(values: Mapping[str, object], *classes: type) -> list[str]:
     """What to type for `values`, by `Option.key`: {"batch_size": 2, "crop": [8, 8], "fp32": True}
-    is --batch-size 2 --crop 8 8 --fp32. None, and False of what is off, say nothing.
+    is --batch-size 2 --crop 8 8 --fp32. None, and False for a switch that is off, add nothing.
 
     A key that no class knows becomes a flag all the same, for the command to refuse. Raises
     ValueError for a switch that is neither true nor false.
@@ -251,7 +251,7 @@ def parse_words(typed: Sequence[str], *classes: type, unset: bool = False) -> ar
 
 
 def fields_from(values: Mapping[str, object], cls: type) -> dict:
-    """Fields from the values of a description, as the command reads them; None: not said."""
+    """Fields from the values of a description, as the command reads them; None: not given."""
     return values_of(cls, parse_words(words(values, cls), cls, unset=True))
 
 

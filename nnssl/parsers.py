@@ -1,6 +1,6 @@
-"""What the commands take: what each is for, and its options, mostly of a dataclass.
+"""The parsers of the commands: what each is for, and its options, mostly of a dataclass.
 
-Made without importing PyTorch.
+Built without importing PyTorch.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def pretrain_parser() -> argparse.ArgumentParser:
         "nnU-Net's three variables; writes preprocessed scans to $nnUNet_preprocessed/nnssl/NAME "
         "and results to $nnUNet_results/nnssl/NAME.",
         epilog="Stopped by SIGTERM, SIGHUP, SIGUSR1, SIGUSR2 or Ctrl-C it saves and exits with 75; "
-        "the same line with --c continues exactly.",
+        "the same command with --c continues exactly.",
     )
     options.add(parser, CommandOptions)
     return parser
@@ -33,10 +33,10 @@ def pretrain_parser() -> argparse.ArgumentParser:
 def plan_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="nnssl_plan",
-        description="Plans for nnU-Net that name our network, the pretrained checkpoint with its "
-        "hash, and the recipe. Patch and batch size are planned for this network's memory. They "
-        "share the data of nnU-Net's own plans where both would preprocess the same. Train with: "
-        "nnUNetv2_train ... -p NAME.",
+        description="Writes plans for nnU-Net that name our network, the pretrained checkpoint "
+        "with its hash, and the recipe. Patch and batch size are planned for this "
+        "network's memory. They share the preprocessed data of nnU-Net's own plans "
+        "where preprocessing is identical. Train with: nnUNetv2_train ... -p NAME.",
     )
     options.add(parser, PlansRequest)
     options.add(parser, Recipe, unset=True)
@@ -46,9 +46,10 @@ def plan_parser() -> argparse.ArgumentParser:
 def convert_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="nnssl_convert",
-        description="A checkpoint of ours from third-party weights: SMIT, MONAI's Swin UNETR, "
-        "VoCo, SuPreM, 2D ImageNet Swins of timm and torchvision. Every tensor is loaded, adapted "
-        "or left out with a reason, or nothing is written. Nothing in the file is executed.",
+        description="Converts third-party weights to a checkpoint of this package: SMIT, MONAI's "
+        "Swin UNETR, VoCo, SuPreM, 2D ImageNet Swins of timm and torchvision. Every "
+        "tensor is loaded, adapted, or left out for a stated reason; otherwise "
+        "nothing is written. Nothing in the file is executed.",
     )
     options.add(parser, ConvertRequest)
     return parser
@@ -57,10 +58,11 @@ def convert_parser() -> argparse.ArgumentParser:
 def embed_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="nnssl_embed",
-        description="Features of scans from a pretrained encoder: for each scan the means of its "
-        "five maps over the body, in one table; with --dense a map in full, with --masks means "
-        "by label. Scans are prepared as for the pretraining.",
-        epilog="Stopped, the same line continues where it was.",
+        description="Computes features of scans with a pretrained encoder: for each scan the "
+        "means of the five feature maps over the body, in one table; with --dense "
+        "also a full map, with --masks also means per label. Scans are preprocessed "
+        "as in the pretraining.",
+        epilog="After a stop, the same command continues from there.",
     )
     options.add(parser, EmbedOptions)
     return parser
@@ -69,10 +71,10 @@ def embed_parser() -> argparse.ArgumentParser:
 def export_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="nnssl_export",
-        description="One fold of a trained nnU-Net model as ONNX and as a program of torch.export, "
-        "for its patch size and any number of patches at a time, with model.json: spacing, "
-        "normalisation, axes, labels. Each file is compared with PyTorch's own logits before it "
-        "is kept. Resampling, normalisation and the sliding window are not in the files.",
+        description="Exports one fold of a trained nnU-Net model to ONNX and torch.export, for "
+        "its patch size and any batch size, with model.json: spacing, normalisation, "
+        "axes, labels. Each file is kept only if its logits match PyTorch's. "
+        "Resampling, normalisation and the sliding window are not included.",
     )
     options.add(parser, ExportRequest)
     return parser
@@ -80,25 +82,29 @@ def export_parser() -> argparse.ArgumentParser:
 
 def inspect_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="nnssl_inspect", description="What is in a checkpoint of nnssl_pretrain."
+        prog="nnssl_inspect", description="Prints what is in a checkpoint of nnssl_pretrain."
     )
     parser.add_argument(
         "checkpoint",
         nargs="?",
         type=address.path_or_address,
         help="a checkpoint_final.pth or checkpoint_latest.pth, hf://owner/repo/file, https://..., "
-        f"or a name: {weights.NAMES}; default: the one that a training would start from",
+        f"or a name: {weights.NAMES}; default: the checkpoint that a training would start "
+        "from",
     )
     parser.add_argument(
         "--json",
         action="store_true",
-        help="for programs: all of the header, the file's hash, and the run's manifest beside it",
+        help=(
+            "print JSON: the whole header, the file's hash, and the run's manifest if it lies "
+            "beside the file"
+        ),
     )
     parser.add_argument(
         "--nnunet-env",
         action="store_true",
-        help="print the line that lets nnU-Net find our trainers; needed after an editable install "
-        "only",
+        help="print the shell line that lets nnU-Net find our trainers; needed only after an "
+        "editable install",
     )
     return parser
 
@@ -106,11 +112,11 @@ def inspect_parser() -> argparse.ArgumentParser:
 def demo_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="nnssl_demo",
-        description="Pretraining, planning, training and prediction on CT phantoms that are made "
-        "on the spot, through the same commands that you would type. Needs no data and no GPU; "
-        "made for under 10 minutes on two cores.",
-        epilog="The same line continues after the last finished stage. Nothing is written outside "
-        "of the folder.",
+        description="Runs pretraining, planning, training and prediction on CT phantoms generated "
+        "on the spot, through the same commands that you would type. Needs no data "
+        "and no GPU; takes under 10 minutes on two cores.",
+        epilog="The same command continues after the last finished stage. Nothing is written "
+        "outside the folder.",
     )
     parser.add_argument(
         "-o",
@@ -125,13 +131,13 @@ def demo_parser() -> argparse.ArgumentParser:
         dest="scans",
         metavar="FOLDER",
         type=Path,
-        help="your own CT scans for the pretraining",
+        help="your own CT scans for the pretraining, instead of phantoms",
     )
     parser.add_argument("-device", choices=DEVICE["choices"], help=DEVICE["help"])
     parser.add_argument(
         "--quick",
         action="store_true",
-        help="a minute or two: every command runs, nothing is learnt",
+        help="a smoke test of a minute or two: every command runs, but nothing is learnt",
     )
     return parser
 
@@ -139,9 +145,10 @@ def demo_parser() -> argparse.ArgumentParser:
 def report_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="nnssl_report",
-        description="One HTML page, which opens anywhere without a network: of a pretraining its "
-        "losses, monitors, views, probe, time and what was left out; of a collection, before it is "
-        "trained on, three planes and the histogram of its scans, and what was left out and why.",
+        description="Writes one self-contained HTML page. For a pretraining: losses, monitors, "
+        "views, probe, time and the scans left out. For a collection before training: "
+        "three planes and the histogram of its scans, and the scans left out with "
+        "reasons.",
     )
     parser.add_argument(
         "folder",
@@ -161,6 +168,6 @@ def report_parser() -> argparse.ArgumentParser:
         metavar="N",
         type=int,
         default=60,
-        help="scans of a collection that are shown; default: %(default)s",
+        help="number of scans of a collection to show; default: %(default)s",
     )
     return parser

@@ -33,29 +33,29 @@ class Recipe:
     )
     foreground: float = option(
         0.33,
-        "of the patches drawn around a labelled voxel; default: nnU-Net's %(default)s",
+        "fraction of the patches drawn around a labelled voxel; default: nnU-Net's %(default)s",
         metavar="FRACTION",
         check=FRACTION,
     )
     mirror: bool = option(
         True,
-        "no reflections in augmentation and prediction, for labels that tell left from right",
+        "no mirroring in augmentation and prediction, for labels that distinguish left from right",
     )
     lr: float = option(5e-4, "AdamW's learning rate of the decoder", check=above(0))
     head_lr: float = option(  # experiments.md: what it changes
         30.0,
-        "learning rate of the heads to logits over the decoder's; default: %(default)s",
+        "learning rate of the segmentation heads, relative to the decoder's; default: %(default)s",
         check=above(0),
     )
     encoder_lr: float | None = option(
         None,
-        f"of the encoder's last block, over the decoder's; default: {PRETRAINED_LR}, from a random "
-        "start 1",
+        "learning rate of the encoder's last block, relative to the decoder's; default: "
+        f"{PRETRAINED_LR}, from a random start 1",
         check=at_least(0),
     )
     layer_decay: float = option(
         0.9,
-        "learning rate of an encoder block over that of the next one",
+        "learning rate of an encoder block relative to the next one",
         check=DECAY,
     )
     warmup_iterations: int | None = option(
@@ -66,15 +66,24 @@ class Recipe:
     )
     unfreeze_every: float | None = option(
         None,
-        "for SwinGradualTrainer: epochs from one stage to the next; default: a twentieth of them",
+        (
+            "for SwinGradualTrainer: epochs from unfreezing one stage to the next; default: a "
+            "twentieth of all"
+        ),
         metavar="N",
         check=at_least(0),
     )
     lora_rank: int = option(
-        8, "for SwinLoRATrainer; default: %(default)s", metavar="N", check=at_least(1)
+        8,
+        ("for SwinLoRATrainer: rank of the updates; default: %(default)s"),
+        metavar="N",
+        check=at_least(1),
     )
     lora_alpha: float = option(
-        16.0, "its scale, over the rank; default: %(default)s", metavar="N", check=above(0)
+        16.0,
+        ("for SwinLoRATrainer: scale of the updates, divided by the rank; default: %(default)s"),
+        metavar="N",
+        check=above(0),
     )
     schedule: str = option("poly", "poly or cosine", check=SCHEDULE)
     # not on norms, biases and position biases (Liu et al. 2021)
@@ -88,14 +97,17 @@ class Recipe:
     )
     ema: float | None = option(
         None,
-        "of the weights, kept in a step; 0: none; default: 0.99 to 0.999 by iterations",
+        (
+            "decay of the moving average of the weights per step; 0: off; default: 0.99 to 0.999 "
+            "by iterations"
+        ),
         check=FRACTION_BELOW_1,
     )
 
     def __post_init__(self) -> None:
         wrong = list(options.wrong(self))
         if None not in (self.warmup_iterations, self.warmup_epochs):
-            wrong.append("warmup_iterations and warmup_epochs, of which one is enough")
+            wrong.append("warmup_iterations and warmup_epochs together (give only one)")
         if wrong:
             raise ValueError(
                 "a fine-tuning recipe needs positive numbers, layer_decay and foreground at most "
@@ -112,8 +124,8 @@ class Recipe:
 
     @classmethod
     def chosen(cls, values: Mapping) -> Recipe:
-        """From what a user has said; None counts as left out. Validation takes a fifth of the
-        iterations, as nnU-Net's 50 of 250, where it is not said.
+        """From the options a user gave; None counts as left out. Validation takes a fifth of the
+        iterations, as nnU-Net's 50 of 250, unless it is given.
         """
         said = {name: value for name, value in values.items() if value is not None}
         if "iterations" in said:
@@ -155,7 +167,8 @@ class Recipe:
     @property
     def average(self) -> float:
         """What the average of the weights keeps in a step: by default it is over the last twentieth
-        of the training, at least 100 iterations and at most 1000."""
+        of the training, at least 100 iterations and at most 1000.
+        """
         return 1 - 1 / min(1000, max(100, self.total / 20)) if self.ema is None else self.ema
 
     def encoder_scale(self, pretrained: bool) -> float:

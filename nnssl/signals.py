@@ -1,4 +1,5 @@
-"""Signals: who hears them. A handler is of the process that set it; what it forks ends as usual.
+"""Signals: which process handles them. A handler belongs to the process that set it; its forks end
+as usual.
 
 A forked child would inherit the handlers of its parent, and what is ignored even outlives an exec.
 A pool whose workers are deaf to SIGTERM in this way never ends: `Pool.terminate` sends it and
@@ -32,7 +33,7 @@ MEANS = {
     "SIGABRT": ", a crash within a library",
     "SIGFPE": ", a crash within a library",
     "SIGILL": ", a crash within a library",
-    "SIGBUS": ", most likely no room in /dev/shm, or a disk that does not answer",
+    "SIGBUS": ", most likely no room in /dev/shm, or a disk that does not respond",
 }
 
 Handler = Callable[[int, "FrameType | None"], object]
@@ -42,11 +43,13 @@ _thread = threading.local()
 
 
 class Interrupted(BaseException):
-    """The run was asked to stop; `--c` continues. Like KeyboardInterrupt no `except Exception`."""
+    """The run was asked to stop; `--c` continues. Like KeyboardInterrupt, not caught by `except
+    Exception`.
+    """
 
 
 def how_ended(exitcode: int | None) -> str:
-    """Of a process that has ended: the signal's name, and what such an end mostly means."""
+    """For a process that has ended: the signal's name and its usual cause."""
     if exitcode is None or exitcode >= 0:
         return f"ended with status {exitcode}" if exitcode else "ended"
     name = _signal_name(-exitcode)

@@ -1,4 +1,4 @@
-"""Where multiprocessing puts its sockets, whose paths are short."""
+"""Give multiprocessing a short folder for its sockets, whose paths are limited in length."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _short_folder() -> str:
             return folder
     raise OSError(
         f"the path of the temporary folder {tempfile.tempdir} is too long for sockets, and no "
-        "shorter one can be written to; type: export TMPDIR=/a/short/folder"
+        "shorter one is writable; type: export TMPDIR=/a/short/folder"
     )
 
 

@@ -31,7 +31,7 @@ BODY_HU = -500.0  # voxels above this are body, not air (METHODS: HU > -500)
 
 
 class GradContext(Protocol):
-    """The `ctx` of an autograd function, of which PyTorch declares less."""
+    """The `ctx` of an autograd function, which PyTorch types incompletely."""
 
     saved_tensors: tuple[Tensor, ...]
 

@@ -1,5 +1,5 @@
-"""What of a labelled dataset fails a training, or teaches it wrong values: for `nnssl_plan` and the
-doctor.
+"""Problems of a labelled dataset that break a training or teach it wrong values, for `nnssl_plan`
+and the doctor.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """`nnssl_plan`: a plans file that names our network, the checkpoint and the recipe.
 
 Patch and batch are planned again for this network (`nnssl.plans.planner`), or taken from plans that
-nnU-Net has made (`-p`). Preprocessed data are those of nnU-Net's own plans wherever both would
-preprocess the same.
+nnU-Net has made (`-p`). The preprocessed data are those of nnU-Net's own plans if both would
+preprocess identically.
 """
 
 from __future__ import annotations
@@ -37,9 +37,8 @@ if TYPE_CHECKING:
 
 
 def derive(request: PlansRequest) -> Path:
-    """Write the plans file and give its path.
-
-    Raises ValueError and FileNotFoundError, each saying what to type.
+    """Write the plans file and return its path. Raises ValueError and FileNotFoundError, whose
+    messages say what to type.
     """
     from nnssl.plans.planner import PlannedStart
 
@@ -106,7 +105,7 @@ def _dims(configurations: dict, name: str) -> int:
 
 
 def describe_plans(path: Path, request: PlansRequest) -> str:
-    """What was written, and the lines to type next."""
+    """What was written, and the commands to type next."""
     plans, folder = files.read_json(path), path.parent
     fits = plans[PLANNED]["checkpoint_fits"] if INFO in plans else list(plans["configurations"])
     named = {name: c for name, c in plans["configurations"].items() if "architecture" in c}
@@ -209,7 +208,7 @@ def _base_plans(folder: Path, request: PlansRequest) -> dict:
     plans = files.read_json(path)
     if _has_ours(plans):
         raise ValueError(
-            f"{path} was made by nnssl_plan; derive new plans from nnU-Net's own: -p {BASE}"
+            f"{path} was written by nnssl_plan; derive new plans from nnU-Net's own: -p {BASE}"
         )
     return plans
 
@@ -218,7 +217,7 @@ def _require_plans(path: Path, dataset: str | int) -> None:
     if not path.is_file():
         found = sorted(other.stem for other in path.parent.glob("*lans*.json")) or "none"
         raise FileNotFoundError(
-            f"no plans at {path}; found: {found}. Let nnU-Net plan first: "
+            f"plans {path} do not exist; found: {found}. Plan with nnU-Net first: "
             f"nnUNetv2_plan_and_preprocess -d {dataset}"
         )
 
@@ -227,8 +226,8 @@ def _require_raw(dataset: str | int, name: str) -> None:
     raw = Path(os.environ.get(RAW, f"${RAW}"), name)
     if not (raw / "dataset.json").is_file():
         raise FileNotFoundError(
-            f"no raw dataset at {raw}, which planning needs. Set {RAW}, or take patch and batch "
-            f"size from plans that nnU-Net has made: nnssl_plan -d {dataset} -p {BASE}"
+            f"raw dataset {raw} does not exist, but planning needs it. Set {RAW}, or take patch "
+            f"and batch size from existing nnU-Net plans: nnssl_plan -d {dataset} -p {BASE}"
         )
 
 
@@ -269,7 +268,7 @@ def _pretrained_spacing(start: PlannedStart) -> Sequence[float]:
     if spacing := (start.info or {}).get("spacing"):
         return spacing
     raise ValueError(
-        "the checkpoint does not say what spacing it was pretrained at: give --spacing Z Y X in mm"
+        "the checkpoint does not record the spacing of its pretraining: give --spacing Z Y X in mm"
     )
 
 
@@ -282,7 +281,7 @@ def _resize(configuration: dict, request: PlansRequest) -> None:
 
 def _refuse_to_overwrite(path: Path) -> None:
     if path.is_file() and not _has_ours(files.read_json(path)):
-        raise ValueError(f"{path} exists and was not made by nnssl_plan; choose another --name")
+        raise ValueError(f"{path} exists and was not written by nnssl_plan; choose another --name")
 
 
 def _has_ours(plans: dict) -> bool:

@@ -1,5 +1,4 @@
-"""How much memory a training step takes: a sum over the maps of the network, fitted to
-measurements.
+"""Memory of a training step: a sum over the maps of the network, fitted to measurements.
 
 What a step holds at its peak, at the turn from the forward to the backward pass, is a few copies of
 each map that the backward pass needs. How large the maps are follows from the architecture; how

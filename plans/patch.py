@@ -1,4 +1,4 @@
-"""How large patch and batch may be: nnU-Net's way of finding them, with this network's memory."""
+"""Patch and batch size by nnU-Net's procedure, with this network's memory."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def plan_patch(
         shorter = _shorter(patch, grain(patch), image)
         if shorter is None:
             raise ValueError(
-                f"{gigabytes:.1f} GB are too little: {SAMPLES} patches of {patch} need "
-                f"{needed / 1e9:.1f} GB. Raise -gpu_memory_target, or take a smaller network: "
+                f"{gigabytes:.1f} GB are not enough: {SAMPLES} patches of {patch} need "
+                f"{needed / 1e9:.1f} GB. Raise -gpu_memory_target, or use a smaller network: "
                 "--decoder light, or an encoder of fewer channels"
             )
         patch = round_up(shorter, grain(shorter))

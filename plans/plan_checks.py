@@ -1,4 +1,4 @@
-"""Refuses what cannot be meant by a line of `nnssl_plan`, before anything is read or written."""
+"""Refuse contradictory arguments of `nnssl_plan`, before anything is read or written."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from nnssl.types import BASE
 
 
 def check_request(request: PlansRequest) -> None:
-    """Raises ValueError, which says what to type."""
+    """Raises ValueError, whose message says what to type."""
     if request.decoder:
         full_options(request.decoder)
     if request.preset and request.checkpoint:
-        raise ValueError("a checkpoint says which encoder it holds: give -c or -a, not both")
+        raise ValueError("a checkpoint defines its encoder: give -c or -a, not both")
     _check_name(request)
     _check_base(request)
     if not target(request) > 0:
         raise ValueError(
-            f"-gpu_memory_target is in GB and positive, got {request.gpu_memory_target:g}"
+            f"-gpu_memory_target must be positive, in GB, got {request.gpu_memory_target:g}"
         )
     _check_target_spacing(request)
 
@@ -34,13 +34,11 @@ def _check_name(request: PlansRequest) -> None:
     name = request.name
     if "__" in name or not name.replace("_", "").replace("-", "").isalnum():
         raise ValueError(
-            f"plans are named by letters, digits, - and single _, got {name!r}: nnU-Net joins "
+            f"plans names consist of letters, digits, - and single _, got {name!r}: nnU-Net joins "
             "trainer, plans and configuration by __ into a folder's name"
         )
     if name in (request.base, BASE):
-        raise ValueError(
-            f"--name {name} would overwrite the plans that nnU-Net has made; choose another"
-        )
+        raise ValueError(f"--name {name} would overwrite nnU-Net's own plans; choose another")
 
 
 def _check_target_spacing(request: PlansRequest) -> None:
@@ -54,11 +52,12 @@ def _check_target_spacing(request: PlansRequest) -> None:
 def _check_spacing_source(source: str, preset: str | None) -> None:
     if source not in (DATASET, PRETRAINING):
         raise ValueError(
-            f"--spacing is {DATASET}, {PRETRAINING}, or three numbers Z Y X in mm; got {source!r}"
+            f"--spacing must be {DATASET}, {PRETRAINING}, or three numbers Z Y X in mm; got "
+            f"{source!r}"
         )
     if source == PRETRAINING and preset:
         raise ValueError(
-            f"--spacing {PRETRAINING} is that of a checkpoint; -a names a preset that has none"
+            f"--spacing {PRETRAINING} needs a checkpoint (-c); the preset of -a has no spacing"
         )
 
 

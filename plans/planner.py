@@ -148,7 +148,7 @@ class SwinPlanner(ExperimentPlanner):
         return architecture(self._top, plan, start.encoder, self.decoder, start.hu)
 
     def _patch(self, plan: dict, spacing: Spacing, image: tuple[float, ...]) -> Shape:
-        """The one that was given for so many axes, or the planned one."""
+        """The patch given for this number of axes, or the planned one."""
         if self.patch and len(self.patch) == len(spacing):
             return self.patch
         return plan_patch(spacing, image, self._peak(plan), self._grain(plan), self._gb)
@@ -171,7 +171,7 @@ class SwinPlanner(ExperimentPlanner):
 
     @cached_property
     def _top(self) -> dict:
-        """What the plans say of all configurations, as far as a network depends on it."""
+        """The plans' entries for all configurations that a network depends on."""
         properties = "foreground_intensity_properties_per_channel"
         return {
             "transpose_forward": [int(axis) for axis in self.determine_transpose()[0]],

@@ -37,19 +37,22 @@ class PlansRequest:
     )
     preset: str | None = option(
         None,
-        "no checkpoint but an encoder of this size, for SwinScratchTrainer",
+        "an encoder of this size without a checkpoint, for SwinScratchTrainer",
         flag="-a",
         metavar="PRESET",
     )
     gpu_memory_target: float | None = option(
         None,
-        f"GPU memory that a training may take; default: {MEMORY}",
+        f"GPU memory for a training; default: {MEMORY}",
         flag="-gpu_memory_target",
         metavar="GB",
     )
     spacing: str | Spacing = option(  # z y x as read
         DATASET,
-        "dataset (nnU-Net's choice, default), pretraining (the checkpoint's), or Z Y X in mm",
+        (
+            "target spacing: dataset (nnU-Net's choice, default), pretraining (the checkpoint's), "
+            "or Z Y X in mm"
+        ),
         metavar="MM",
         nargs="+",
         join=_parse_spacing,
@@ -62,7 +65,7 @@ class PlansRequest:
     )
     name: str = option(NAME, "name of the new plans; default: %(default)s")
     decoder: str | None = option(
-        None, "swinunetr, light or nnunet; default: the one that was pretrained, or swinunetr"
+        None, "swinunetr, light or nnunet; default: the pretrained decoder, or swinunetr"
     )
     patch: Shape | None = option(  # for the configurations of as many axes
         None, "patch size Z Y X, or Y X for 2d", metavar="N"

@@ -68,12 +68,12 @@ def test_without_a_connection_the_earlier_file_serves(server, monkeypatch):
 @pytest.mark.parametrize(
     ("status", "headers", "message"),
     [
-        (404, {}, r"the server says 404.*open the address in a browser"),
-        (503, {}, "the server says 503"),
-        (302, {"Location": "http://example.org/a.pth"}, "'http://example.org/a.pth' is not read"),
-        (302, {"Location": "file:///etc/passwd"}, "cannot be downloaded|is not read"),
+        (404, {}, r"the server returned 404.*open the address in a browser"),
+        (503, {}, "the server returned 503"),
+        (302, {"Location": "http://example.org/a.pth"}, "'http://example.org/a.pth' is refused"),
+        (302, {"Location": "file:///etc/passwd"}, "cannot be downloaded|is refused"),
         (200, {"Content-Type": "text/html; charset=utf-8"}, "is a web page, not a file of weights"),
-        (200, {"Content-Length": "999"}, "broke off after 7 of 999 bytes"),
+        (200, {"Content-Length": "999"}, "was interrupted after 7 of 999 bytes"),
         (200, {"Content-Length": str(1 << 60)}, "weights have at most 16 GiB here"),
     ],
 )
@@ -100,10 +100,13 @@ def test_more_than_was_said_is_not_taken(server, monkeypatch):
     ("where", "message"),
     [
         ("http://example.org/a.pth", "begin with https:// or hf://"),
-        ("ftp://example.org/a.pth", r"is no address of a file; addresses are hf://owner/repo/file"),
-        ("hf://owner", "is no address of a file"),
+        (
+            "ftp://example.org/a.pth",
+            r"is not the address of a file; addresses are hf://owner/repo/file",
+        ),
+        ("hf://owner", "is not the address of a file"),
         ("hf://owner/repo/../../secret", "leads out of the repository"),
-        ("https://example.org/a.pth#sha256=12", "64 digits"),
+        ("https://example.org/a.pth#sha256=12", "64 hexadecimal digits"),
     ],
 )
 def test_what_is_no_address_is_refused_without_asking_anybody(where, message):
@@ -115,7 +118,7 @@ def test_a_pinned_file_must_be_the_one(server):
     where = server.put("/a.pth", b"content")
     right = files.sha256(address.local(where))
     assert address.local(f"{where}#sha256={right}").read_bytes() == b"content"
-    with pytest.raises(address.AddressError, match="it has changed"):
+    with pytest.raises(address.AddressError, match="the file has changed"):
         address.local(f"{where}#sha256={'0' * 64}")
 
 
@@ -167,8 +170,8 @@ def test_the_cache_of_the_hub_serves_offline(server, monkeypatch):
     [
         (404, "EntryNotFound", "is not in the repository"),
         (404, "RevisionNotFound", "has no such revision"),
-        (401, "RepoNotFound", "is in no repository that you may see"),
-        (403, "GatedRepo", r"wants its conditions accepted.*hf auth login"),
+        (401, "RepoNotFound", "is not in a repository that you can access"),
+        (403, "GatedRepo", r"requires its conditions to be accepted.*hf auth login"),
     ],
 )
 def test_what_the_hub_refuses_is_said(server, status, code, message):

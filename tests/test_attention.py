@@ -88,7 +88,7 @@ def test_a_kernel_that_differs_or_cannot_run_is_found_out(interpreted: dict) -> 
     assert said["right"] == ""
     assert said["fails"] == "it cannot run (RuntimeError: out of resource: shared memory)"
     assert said["differs"].startswith(
-        "its bias gradient is wrong by 1.0e-01 for torch.float32, n=8, heads=1, d=4"
+        "its bias gradient is off by 1.0e-01 for torch.float32, n=8, heads=1, d=4"
     )
 
 
@@ -210,7 +210,7 @@ def test_without_the_kernel_one_line_says_so(monkeypatch, fresh) -> None:
         assert not choice.kernel_serves(CUDA, torch.bfloat16, 64, 4, 12)
         assert not choice.kernel_serves(CUDA, torch.bfloat16, 64, 4, 24)
     (line,) = (str(warning.message) for warning in said)
-    assert "without the Triton kernel, which is slower: its gradient is wrong by nan" in line
+    assert "without the Triton kernel, which is slower: its gradient is off by nan" in line
 
 
 def test_an_old_gpu_is_not_tried(monkeypatch) -> None:

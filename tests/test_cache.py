@@ -170,13 +170,13 @@ def chosen(stored, monkeypatch, requested: str, device=CPU, host=100 * GB, gpu=8
     ("requested", "device", "host", "gpu", "place", "words"),
     [
         ("auto", CPU, 100 * GB, 0, "cpu", "cache: ram, 1 MB in all, within 25% of 100.0 GB"),
-        ("auto", CPU, 1 << 19, 0, "disk", "more than 25% of 0.0 GB of free host memory"),
+        ("auto", CPU, 1 << 19, 0, "disk", "exceed 25% of 0.0 GB of free host memory"),
         ("auto", CUDA, 100 * GB, 80 * GB, "cuda", "cache: gpu, 1 MB in all, within 25% of 80.0 GB"),
         ("auto", CUDA, 100 * GB, 1 << 19, "cpu", "cache: ram, 1 MB in all, within 50% of 100.0 GB"),
-        ("auto", CUDA, 1 << 19, 1 << 19, "disk", "free GPU memory; 1 MB are more than 50%"),
+        ("auto", CUDA, 1 << 19, 1 << 19, "disk", "free GPU memory; 1 MB exceed 50%"),
         ("ram", CUDA, 100 * GB, 80 * GB, "cpu", "within 80% of 100.0 GB"),
         ("gpu", CUDA, 0, 80 * GB, "cuda", "within 80% of 80.0 GB"),
-        ("off", CUDA, 100 * GB, 80 * GB, "disk", "cache: off, as --cache says"),
+        ("off", CUDA, 100 * GB, 80 * GB, "disk", "cache: off, as set by --cache"),
     ],
 )
 def test_what_fits_is_held_and_one_line_says_why(
@@ -189,7 +189,7 @@ def test_what_fits_is_held_and_one_line_says_why(
 
 
 def test_what_is_asked_for_and_does_not_fit_is_an_error(stored, monkeypatch):
-    with pytest.raises(ValueError, match=r"--cache ram: 1 MB are more than 80%.*--cache off"):
+    with pytest.raises(ValueError, match=r"--cache ram: 1 MB exceed 80%.*--cache off"):
         chosen(stored, monkeypatch, "ram", host=1 << 19)
     with pytest.raises(ValueError, match=r"--cache gpu needs -device cuda, .* cpu: --cache ram"):
         cache.require_supported("gpu", CPU)

@@ -71,7 +71,7 @@ def test_a_channel_that_is_not_there_is_an_error_that_lists_them(raw):
 def test_channels_in_one_file_cannot_be_taken_apart(raw):
     for path in (raw / "imagesTr").glob("*_000[12].nii.gz"):
         path.unlink()
-    with pytest.raises(ValueError, match=r"case a has 1 file\(s\), and channel 1 was asked for"):
+    with pytest.raises(ValueError, match=r"case a has 1 file\(s\), but channel 1 was requested"):
         find_scans([], [raw], (1,))
 
 
@@ -103,5 +103,5 @@ def test_the_command_says_which_and_the_collection_is_named_after_them(nnunet_en
 
 def test_channels_are_those_of_datasets(nnunet_env, tmp_path):
     options = Options("smit", sources=(tmp_path,), channels=(1,))
-    with pytest.raises(ValueError, match="in a folder of -i every file is a scan by itself"):
+    with pytest.raises(ValueError, match="in a folder of -i every file is a separate scan"):
         prepared_scans.prepare_scans(options, "x", tmp_path, print)

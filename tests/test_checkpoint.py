@@ -268,7 +268,7 @@ def test_a_header_without_what_the_weights_need_is_refused(tmp_path):
     packed = content()
     del packed["header"]["plan"]
     torch.save(packed, tmp_path / "short.pth")
-    with pytest.raises(CheckpointError, match="has a header without some of"):
+    with pytest.raises(CheckpointError, match="has a header that lacks some of"):
         checkpoint.load(tmp_path / "short.pth")
 
 
@@ -375,7 +375,7 @@ def test_a_first_layer_for_several_channels_fits_only_as_many(tmp_path, channels
     network = swin(seed=1, in_channels=channels)
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     message = (
-        rf"pretrained on 2 channels, this image has {channels - labels}; nothing was loaded"
+        rf"pretrained on 2 channels, but this image has {channels - labels}; nothing was loaded"
         r"(.|\n)*-tr SwinScratch"
     )
     with pytest.raises(TransferError, match=message):

@@ -75,7 +75,7 @@ def test_a_flipped_bit_of_a_weight_is_noticed(whole, tmp_path):
     offset = data.index(content_of(whole)["network_weights"][NAME].numpy().tobytes())
     data[offset + 5] ^= 1
     (tmp_path / "flipped.pth").write_bytes(data)
-    with pytest.raises(CheckpointError, match=r"it is damaged, the checksum of .* is another"):
+    with pytest.raises(CheckpointError, match=r"it is damaged: the checksum of .* does not match"):
         checkpoint.load(tmp_path / "flipped.pth")
 
 
@@ -129,9 +129,15 @@ TENSORS = {
     "sparse": (lambda weight: weight.to_sparse(), "torch.sparse_coo"),
     "meta": (lambda weight: weight.to("meta"), "meta"),
     "one number repeated": (lambda weight: torch.zeros(()).expand(weight.shape), "claims"),
-    "10^12 numbers": (lambda weight: torch.zeros(1).expand(10**6, 10**6), "the tensors are those"),
-    "another shape": (lambda weight: weight.T.contiguous(), "the tensors are those of the encoder"),
-    "no axes": (lambda weight: torch.zeros(()), "the tensors are those of the encoder"),
+    "10^12 numbers": (
+        lambda weight: torch.zeros(1).expand(10**6, 10**6),
+        "the tensors must be those",
+    ),
+    "another shape": (
+        lambda weight: weight.T.contiguous(),
+        "the tensors must be those of the encoder",
+    ),
+    "no axes": (lambda weight: torch.zeros(()), "the tensors must be those of the encoder"),
 }
 
 

@@ -103,8 +103,8 @@ def test_the_module_knows_the_commands():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "say which method with -m; nnssl_pretrain --list shows them"),
-        (["-m", "smit"], "say where the scans are: -i FOLDER, or -d ID"),
+        ([], "no method given; choose one with -m (nnssl_pretrain --list shows them"),
+        (["-m", "smit"], "no scans given; use -i FOLDER, or -d ID"),
         (["-m", "smit", "-i", "x", "-device", "tpu"], "invalid choice: 'tpu'"),
         (["-m", "smit", "-i", "x", "--steps", "many"], "invalid int value: 'many'"),
     ],
@@ -129,19 +129,19 @@ def test_wrong_usage_is_explained(call, arguments, message):
         ),
         (["-m", "smit", "-i", "/no/such/folder"], "/no/such/folder"),
         (["-m", "smit", "-d", "999"], "-d 999: expected one folder Dataset999_* in"),
-        (["-m", "smit", "-d", "Dataset001_Not"], "found 0; there is: Dataset007_There"),
-        (["-m", "smit", "-i", "x", "--name", "../escape"], "'../escape' cannot name a collection"),
+        (["-m", "smit", "-d", "Dataset001_Not"], "found 0; available: Dataset007_There"),
+        (["-m", "smit", "-i", "x", "--name", "../escape"], "is not a valid collection name"),
         (
             ["-m", "smit", "-i", "x", "--probe", "999"],
             "--probe 999: expected one folder Dataset999_* in",
         ),
         (
             ["-m", "smit", "-i", "x", "--probe", "7"],
-            "holds no dataset.json; a probe needs an nnU-Net raw dataset",
+            "has no dataset.json; a probe needs an nnU-Net raw dataset",
         ),
         (
             ["-m", "smit", "-i", "x", "--dims", "2", "--crop", "32", "32", "32"],
-            "--crop 32 32 32 has 3 numbers, but --dims is 2; a crop is Z Y X in 3D, Y X in 2D",
+            "--crop 32 32 32 has 3 numbers, but --dims is 2; give Z Y X in 3D, Y X in 2D",
         ),
         (
             ["-m", "smit", "-i", "x", "--dims", "3", "--crop", "32", "32"],
@@ -316,7 +316,7 @@ def test_sigterm_saves_and_exits_with_75_and_c_finishes(terminal, stopped):
     code, out, err = stopped
     assert code == 75, err
     assert "3 scans" in out
-    assert "the same line with --c continues" in err
+    assert "the same command with --c continues" in err
     assert (terminal.results / "checkpoint_latest.pth").is_file()
     assert not (terminal.results / "checkpoint_final.pth").exists()
     done = len(terminal.rows())
@@ -367,7 +367,7 @@ def test_two_processes_from_one_line_are_stopped_and_go_on(terminal, stopped, tm
     out, err = process.communicate(timeout=600)
     assert process.returncode == 75, err
     assert "2 process(es)" in out
-    assert err.count("the same line with --c continues") == 1
+    assert err.count("the same command with --c continues") == 1
     assert "Traceback" not in err
     written = {path.name for path in folder.iterdir()} - {files.LOCK}
     assert written == {
@@ -398,5 +398,5 @@ def test_a_signal_in_the_preparation_ends_with_75_and_no_traceback(
     code, _, err = call("pretrain", "-m", "smit", "-i", tmp_path, "-device", "cpu")
     assert (code, err) == (
         75,
-        "\nstopped; the same line with --c continues where it was\n",
+        "\nstopped; the same command with --c continues from there\n",
     )

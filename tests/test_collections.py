@@ -52,11 +52,11 @@ def test_the_plan_is_kept_when_scans_come_and_go_and_update_takes_them_in(tmp_pa
     assert again == plan
     assert "is kept, with its 3 scans" in said
     assert "1 new, 1 gone" in said
-    assert "--update takes the new ones in" in said
+    assert "--update adds the new ones" in said
     assert stored(tmp_path) == before
 
     more, said = prepared(tmp_path, raw, update=True)
-    assert "1 scans are taken into the plan, 4 are in it now" in said
+    assert "1 scans added to the plan, which now has 4" in said
     assert (more.spacing, more.hu, more.crop, more.fingerprint) == (
         plan.spacing,
         plan.hu,
@@ -83,7 +83,7 @@ def test_other_scans_and_other_options_are_refused(tmp_path):
         prepared(tmp_path, tmp_path / "raw", clip=(-1000, 1000))
     with pytest.raises(ValueError, match=r"scans in HU.*Files of two plans"):
         prepared(tmp_path, tmp_path / "raw", in_hu=False)
-    with pytest.raises(ValueError, match="say with -i"):
+    with pytest.raises(ValueError, match="with -i FOLDER or -d ID"):
         prepare("made", tmp_path / "out", update=True, num_processes=0)
     more, _ = prepared(tmp_path, other, update=True)
     assert len(more.cases) == 5
@@ -101,7 +101,7 @@ def test_a_folder_that_moved_is_the_same(tmp_path, monkeypatch):
     monkeypatch.setattr("nnssl.data.survey.read_found", lambda *found: read.append(found))
     again, said = prepared(tmp_path, tmp_path / "new" / "raw")
     assert again == plan == Plan.load(tmp_path / "out" / "plan.json")
-    assert said == "3 scans of the plan have moved, and are the same"
+    assert said == "3 scans of the plan have moved; their contents are unchanged"
     assert read == []
     assert len(list((tmp_path / "out" / "survey").iterdir())) == 2 * surveyed
     assert {name for name, time in stored(tmp_path).items() if time != before[name]} == {
@@ -113,10 +113,11 @@ def test_another_folder_of_the_same_names_is_not_taken_for_a_moved_one(tmp_path)
     raw = raw_folder(tmp_path / "raw")
     plan, _ = prepared(tmp_path, raw)
     twin = shutil.copytree(raw, tmp_path / "staged")  # with its times, as rsync -a does
-    assert prepared(tmp_path, twin) == (plan, "3 scans of the plan have moved, and are the same")
+    moved = "3 scans of the plan have moved; their contents are unchanged"
+    assert prepared(tmp_path, twin) == (plan, moved)
     for path in twin.rglob("ct.nii.gz"):
         os.utime(path, (0, 0))
-    with pytest.raises(ValueError, match="is of other scans"):
+    with pytest.raises(ValueError, match="was made for other scans"):
         prepared(tmp_path, twin)
     shutil.rmtree(raw)
     assert prepared(tmp_path, twin)[0] == plan
@@ -154,10 +155,10 @@ def test_a_collection_that_may_only_be_read_is_taken_as_it_is(tmp_path, monkeypa
     monkeypatch.setattr("nnssl.data.prepare.sweep", lambda *_, **__: pytest.fail("removes files"))
     again, said = prepared(tmp_path, raw)
     assert again == plan
-    assert "may only be read" in said
+    assert "is read-only" in said
     with pytest.raises(ValueError, match=r"spacing .*asked for \(1, 1, 1\)"):
         prepared(tmp_path, raw, spacing=(1, 1, 1))
-    with pytest.raises(ValueError, match=r"may only be read: leave it out"):
+    with pytest.raises(ValueError, match=r"is read-only: leave --check out"):
         prepared(tmp_path, raw, check=True)
 
 
@@ -245,9 +246,9 @@ def test_a_run_goes_on_with_its_scans_and_may_become_longer(
     monkeypatch.setattr(preprocess_module, "read_scan", read)
     write_volume(tmp_path / "raw" / "new.nii.gz", ct_array(SHAPE, 9))
     said = trains(resume=True, steps=3, update=True)
-    assert "the run continues with the 2 scans that it is on; the collection has 4 now" in said
+    assert "the run continues with its original 2 scans; the collection now has 4" in said
     assert "steps: was 2, now 3" in said
-    assert "from step 2 on as in a run of 3 steps" in said
+    assert "schedules follow those of a run of 3 steps" in said
     content = checkpoint.read(run_folder(nnunet_env) / LATEST)
     assert content["training_state"]["step"] == content["header"]["run"]["steps"] == 3
     assert len(content["training_state"]["cases"]) == content["header"]["plan"]["cases"] == 2
@@ -255,7 +256,7 @@ def test_a_run_goes_on_with_its_scans_and_may_become_longer(
         ValueError, match=r"has done 3 steps of 3, more than --steps 1: give a larger number"
     ):
         trains(resume=True, steps=1)
-    with pytest.raises(ValueError, match=r"seed: was 0, now 1\nType these as they were"):
+    with pytest.raises(ValueError, match=r"seed: was 0, now 1\nUse the original settings"):
         trains(resume=True, steps=3, seed=1)
 
 
@@ -269,16 +270,14 @@ def test_a_checkpoint_that_knows_only_their_number_goes_on_with_those_stored_fir
     checkpoint.write(path, content)
     # sorts before the others
     write_volume(tmp_path / "raw" / "patient 0" / "a.nii.gz", ct_array(SHAPE, 9))
-    assert "3 scans that it is on; the collection has 4" in trains(
-        resume=True, steps=3, update=True
-    )
+    assert "original 3 scans; the collection now has 4" in trains(resume=True, steps=3, update=True)
     assert checkpoint.read(path)["training_state"]["cases"] == began
     data = nnunet_env["nnUNet_preprocessed"] / "nnssl" / "made"
     shutil.rmtree(tmp_path / "raw" / "patient 2")
     (data / f"{began[-1]}.b2nd").unlink()
     with (
         pytest.warns(UserWarning, match="could not be preprocessed"),
-        pytest.raises(ValueError, match=r"1 of the 3 scans that the run is on.*--from"),
+        pytest.raises(ValueError, match=r"1 of the 3 scans that this run trains on.*--from"),
     ):
         trains(resume=True, steps=3)
 

@@ -201,7 +201,7 @@ def test_without_hu_images_pass_as_nnunet_normalises_them(call, swinvit):
     _, out, _, path = call(swinvit, "--no-hu")
     loaded = checkpoint.load(path)
     assert loaded.hu is None
-    assert "images pass as nnU-Net normalises them" in out
+    assert "images keep nnU-Net's normalisation" in out
     plans = nnunet_plans()
     resolved = finetune.resolve(plans, "3d_fullres")
     assert (
@@ -229,9 +229,9 @@ def test_files_of_safetensors_and_half_precision(tmp_path):
 
 
 def test_every_source_is_documented():
-    page = (
-        Path(__file__).resolve().parents[1] / "documentation" / "foreign_weights.md"
-    ).read_text()
+    page = (Path(__file__).resolve().parents[1] / "documentation" / "foreign_weights.md").read_text(
+        encoding="utf-8"
+    )
     assert [source.name for source in sources.SOURCES if f"`{source.name}`" not in page] == []
 
 
@@ -276,7 +276,7 @@ REFUSED = {
     "Swin V2": (
         lambda c: {"layers.0.blocks.0.attn.logit_scale": torch.zeros(3)},
         (),
-        r"no Swin encoder of a known layout .* it looks like a Swin V2",
+        r"no Swin encoder of a known layout: it looks like a Swin V2",
     ),
     "a ViT": (
         lambda c: {"pos_embed": torch.zeros(3), "blocks.0.w": torch.zeros(3)},
@@ -293,7 +293,7 @@ REFUSED = {
     "a missing stage": (
         lambda c: without(c, "layers3"),
         (),
-        r"those found here have \[1, 1, 0, 1\]",
+        r"must have blocks; found \[1, 1, 0, 1\]",
     ),
     "a tensor too many": (
         lambda c: changed(c, "module.layers1.0.blocks.0.attn.gate", torch.zeros(2)),
@@ -311,14 +311,14 @@ REFUSED = {
             c, "module.layers4.0.blocks.0.attn.relative_position_index", torch.zeros(8, 8)
         ),
         (),
-        "its bias table cannot be read",
+        "its bias table cannot be used",
     ),
     "odd windows": (
         lambda c: changed(
             c, "module.layers1.0.blocks.0.attn.relative_position_bias_table", torch.zeros(30, 1)
         ),
         (),
-        r"bias table of 30 rows|its bias table cannot be read",
+        r"bias table of 30 rows|its bias table cannot be used",
     ),
     "patches of 4": (
         lambda c: changed(c, "module.patch_embed.proj.weight", torch.zeros(12, 1, 4, 4, 4)),
@@ -339,7 +339,7 @@ REFUSED = {
     "names that a terminal obeys": (
         lambda c: changed(c, "\x1b[2Kmodule.patch_embed.proj.bias", torch.zeros(1)),
         (),
-        r"names are no names: \['\\x1b\[2Kmodule",
+        r"tensors with invalid names: \['\\x1b\[2Kmodule",
     ),
     "two encoders": (
         lambda c: {
@@ -348,7 +348,7 @@ REFUSED = {
         },
         (),
         r"holds 2 encoder\(s\), with names that begin with 'a.module.', 'b.module.': "
-        r"choose --prefix",
+        r"choose one with --prefix",
     ),
     "another prefix": (lambda c: c, ("--prefix", "swin."), "names that begin with 'module.'"),
     "unknown merging": (
@@ -359,9 +359,9 @@ REFUSED = {
     "another source": (
         lambda c: c,
         ("--source", "imagenet"),
-        "--source imagenet does not go with .* layout monai",
+        "--source imagenet does not match .* layout monai",
     ),
-    "3D to 2D": (lambda c: c, ("--dims", "2"), "weights in 3D cannot become 2D"),
+    "3D to 2D": (lambda c: c, ("--dims", "2"), "3D weights cannot be converted to 2D"),
     "three numbers": (lambda c: c, ("--hu", "1", "2", "3"), "--hu takes LOW HIGH"),
 }
 
@@ -407,7 +407,7 @@ def test_hu_that_nobody_knows_has_to_be_said(call):
     content = foreign.smit(True, window=2).published()
     code, _, err, path = call(content)
     assert code == 1
-    assert "it is not known which HU the weights of smit_10k" in err
+    assert "unknown HU range: the weights of smit_10k" in err
     assert not path.exists()
     assert call(content, "--no-hu")[0] == 0
 

@@ -106,7 +106,7 @@ def test_every_cube_has_intensities_of_its_own():
 
 
 def test_a_crop_without_room_is_refused():
-    with pytest.raises(ValueError, match="a crop of 4x4x4 has no room for 3 cubes along each axis"):
+    with pytest.raises(ValueError, match="4x4x4 is too small for 3 cubes along each axis"):
         micro.views(micro.method("cpc"), crop=(4, 4, 4))
 
 

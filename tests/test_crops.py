@@ -241,7 +241,7 @@ def test_bad_shapes_and_indices_are_refused(stored, tmp_path):
     for shape in ((32,), (1, 32, 32, 32), (0, 32, 32)):
         with pytest.raises(ValueError, match="two or three axes"):
             Crops(folder, plan, shape)
-    with pytest.raises(IndexError, match="from 0, got -1"):
+    with pytest.raises(IndexError, match="start at 0, got -1"):
         Crops(folder, plan)[-1]
     with pytest.raises(ValueError, match=r"0 of the 5 cases .* run nnssl_pretrain"):
         Crops(tmp_path / "absent", plan)

@@ -126,9 +126,9 @@ def test_plans_for_a_random_start_alone(planned_dataset):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"name": "nnUNetPlans"}, "would overwrite the plans"),
+        ({"name": "nnUNetPlans"}, "would overwrite nnU-Net's own plans"),
         ({"name": "a__b"}, "nnU-Net joins trainer, plans"),
-        ({"name": "../a"}, "plans are named by letters"),
+        ({"name": "../a"}, "plans names consist of letters"),
         ({"decoder": "cnn"}, "unknown decoder 'cnn'; known: swinunetr, light"),
         ({"preset": "huge"}, "unknown preset 'huge'"),
         ({"preset": "tiny", "checkpoint": Path("x")}, "give -c or -a, not both"),
@@ -152,7 +152,7 @@ def test_wrong_requests_say_what_is_wrong(planned_dataset, wrong, message):
 
 def test_plans_of_others_are_not_overwritten_and_ours_are(planned_dataset):
     files.write_json(planned_dataset / "theirs.json", nnunet_plans())
-    with pytest.raises(ValueError, match="was not made by nnssl_plan"):
+    with pytest.raises(ValueError, match="was not written by nnssl_plan"):
         derive(PlansRequest(DATASET, base=BASE, preset="tiny", name="theirs"))
     for epochs in (1, 2):
         path = derive(
@@ -160,7 +160,7 @@ def test_plans_of_others_are_not_overwritten_and_ours_are(planned_dataset):
         )
         assert files.read_json(path)[RECIPE]["epochs"] == epochs
     with pytest.raises(
-        ValueError, match="was made by nnssl_plan; derive new plans from nnU-Net's own"
+        ValueError, match="was written by nnssl_plan; derive new plans from nnU-Net's own"
     ):
         derive(PlansRequest(DATASET, preset="tiny", base="mine"))
 

@@ -79,13 +79,13 @@ def test_defaults_paths_and_the_order_of_recipes(tmp_path):
     ("changes", "message"),
     [
         ({"colour": "red"}, "unknown colour; known: name, folder"),
-        ({"arms": None}, "names no arms"),
+        ({"arms": None}, "has no arms"),
         ({"arms": [SMALL["arms"][1]]}, r"baseline of all comparisons.*smit \(checkpoint\)"),
         ({"arms": [{"name": "scratch", "start": "random"}]}, "one of scratch, checkpoint"),
         ({"arms": [SMALL["arms"][0], {"name": "a", "start": "checkpoint"}]}, "must say checkpoint"),
         (
             {"arms": [SMALL["arms"][0], {"name": "a", "start": "pretrain", "method": "smit"}]},
-            "on what to pretrain",
+            "no data to pretrain on",
         ),
         (
             {"arms": [SMALL["arms"][0], {"name": "a", "start": "default", "weights": "x"}]},
@@ -103,7 +103,10 @@ def test_defaults_paths_and_the_order_of_recipes(tmp_path):
             {"arms": [SMALL["arms"][0] | {"like": "a"}, {"name": "a", "start": "default"}]},
             "a, which has no pretrained encoder",
         ),
-        ({"arms": [SMALL["arms"][0], SMALL["arms"][1] | {"tasks": ["heart"]}]}, "not there: heart"),
+        (
+            {"arms": [SMALL["arms"][0], SMALL["arms"][1] | {"tasks": ["heart"]}]},
+            "unknown tasks: heart",
+        ),
         (
             {"arms": [SMALL["arms"][0], SMALL["arms"][1] | {"budgets": [3]}]},
             "does not have: 3; it has 2, all",
@@ -123,15 +126,18 @@ def test_defaults_paths_and_the_order_of_recipes(tmp_path):
                     },
                 ]
             },
-            r"after a, which has no encoder before it; with one: \[\]",
+            r"after a, which is not pretrained itself; allowed: \[\]",
         ),
         ({"arms": [SMALL["arms"][0]] * 2}, "named twice as arm: scratch"),
         ({"arms": [SMALL["arms"][0] | {"name": "a__b"}]}, "single - and _, got 'a__b'"),
         ({"tasks": [{"name": "organs"}]}, "which nnU-Net dataset"),
-        ({"tasks": [{"name": "organs", "dataset": 1, "subject": "("}]}, "no regular expression"),
+        (
+            {"tasks": [{"name": "organs", "dataset": 1, "subject": "("}]},
+            "is not a regular expression",
+        ),
         (
             {"tasks": [{"name": "organs", "dataset": 1, "tolerance": 0}]},
-            r"tolerance \(mm\) is a positive number, got 0",
+            r"tolerance \(mm\) must be a positive number, got 0",
         ),
         (
             {"tasks": [{"name": "organs", "dataset": 1, "tolerance": "wide"}]},
@@ -148,13 +154,13 @@ def test_defaults_paths_and_the_order_of_recipes(tmp_path):
                     {"name": "coarse-smit", "start": "checkpoint", "checkpoint": "smit.pth"},
                 ],
             },
-            "the same plans twice: organs-coarse-smit; rename",
+            "the same plans name twice: organs-coarse-smit; rename",
         ),
         (
             {"tasks": [{"name": "organs", "dataset": 1, "plans": "../plans"}]},
             "name of plans of the dataset",
         ),
-        ({"budgets": [0]}, "0 cases trains nothing"),
+        ({"budgets": [0]}, "at least 1 case, got 0"),
         ({"budgets": ["some"]}, "a number of cases, or all"),
         ({"budgets": [2, 2]}, "named twice as budget: 2"),
         ({"seeds": [0], "folds": [0]}, "seeds or folds, not both"),
@@ -163,30 +169,33 @@ def test_defaults_paths_and_the_order_of_recipes(tmp_path):
         ({"device": "tpu"}, "one of cuda, cpu, mps"),
         (
             {"arms": [SMALL["arms"][0], ARM | {"method": ["a", "b"]}]},
-            "arm a: method is a word, got",
+            "arm a: method must be a string, got",
         ),
         (
             {"arms": [SMALL["arms"][0], ARM | {"datasets": ["../../etc"]}]},
-            "datasets is the ID or name of an nnU-Net",
+            "datasets must be the ID or name of an nnU-Net",
         ),
-        ({"arms": [SMALL["arms"][0], ARM | {"scans": [3]}]}, "arm a: scans is a word, got 3"),
+        (
+            {"arms": [SMALL["arms"][0], ARM | {"scans": [3]}]},
+            "arm a: scans must be a string, got 3",
+        ),
         (
             {"arms": [SMALL["arms"][0], SMALL["arms"][1] | {"tasks": [["organs"]]}]},
-            "arm smit: tasks is a word",
+            "arm smit: tasks must be a string",
         ),
-        ({"arms": [SMALL["arms"][0], ARM | {"name": "a" * 300}]}, "has 300 letters, 64 at most"),
+        ({"arms": [SMALL["arms"][0], ARM | {"name": "a" * 300}]}, "300 characters; .* at most 64"),
         (
             {"tasks": [{"name": "organs", "dataset": "../../etc"}]},
             "501 or Dataset501_Name; got '../../etc'",
         ),
-        ({"tasks": [{"name": "organs", "dataset": 1, "subject": [1]}]}, "subject is a word"),
+        ({"tasks": [{"name": "organs", "dataset": 1, "subject": [1]}]}, "subject must be a string"),
         (
             {"tasks": [{"name": "organs", "dataset": 1, "configuration": "../3d"}]},
             "name of configuration",
         ),
         ({"recipe": {"trainer": "a/b"}}, "trainer is a class"),
-        ({"seeds": [2**40]}, "a whole number from 0 to 4294967295"),
-        ({"seeds": list(range(30_000))}, "are 120000 runs; a study has 100000 at most"),
+        ({"seeds": [2**40]}, "an integer from 0 to 4294967295"),
+        ({"seeds": list(range(30_000))}, "are 120000 runs; allowed are at most 100000"),
     ],
 )
 def test_errors_say_what_is_wrong_and_what_is_allowed(tmp_path, changes, message):
@@ -211,10 +220,10 @@ LAUGHS = "a: &a [1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (LAUGHS, "values, its aliases written out"),
-        ("a: &a [*a]", "an alias within itself"),
-        ("[" * 5000, "an alias within itself, or thousands of nested lists"),
-        ("# " + "x" * 2_000_000, "bytes; a description has"),
+        (LAUGHS, "values after expanding aliases"),
+        ("a: &a [*a]", "an alias that refers to itself"),
+        ("[" * 5000, "an alias that refers to itself, or thousands of nested lists"),
+        ("# " + "x" * 2_000_000, "bytes; allowed are at most"),
         ("a: !!python/object/apply:os.getcwd []", "not YAML"),
     ],
 )
@@ -240,9 +249,9 @@ def test_a_file_that_exhausts_the_memory_or_runs_something_is_not_read(tmp_path,
         (
             {"options": {"only_prepare": True}},
             {},
-            "arm a: options: --only-prepare is for the study itself",
+            "arm a: options: --only-prepare is set by the study itself",
         ),
-        ({"options": {"help": True}}, {}, "--help is for the study itself to say"),
+        ({"options": {"help": True}}, {}, "--help is set by the study itself"),
         ({}, {"schedule": "cosin"}, "on task organs: .* schedule poly or cosine"),
         ({}, {"epochs": -3}, "needs positive numbers"),
         ({}, {"lr": "fast"}, "argument --lr: invalid float value: 'fast'"),
@@ -268,10 +277,10 @@ PRIMUS = {"name": "a", "start": "default", "trainer": "DefaultPrimusMTrainer"}
 @pytest.mark.parametrize(
     ("arm", "message"),
     [
-        (PRIMUS | {"trainer": "SwinSSLTrainer"}, "arm a: trainer SwinSSLTrainer is not one that"),
-        (PRIMUS | {"trainer": "nnUNetTrainer"}, "made of it: DefaultPrimusSTrainer, .*elsewhere"),
-        (PRIMUS | {"trainer": "NobodysTrainer"}, "nnU-Net finds no trainer NobodysTrainer; ours: "),
-        (PRIMUS, "DefaultPrimusMTrainer is of a 3D network, and task flat is 2d"),
+        (PRIMUS | {"trainer": "SwinSSLTrainer"}, "arm a: trainer SwinSSLTrainer ignores"),
+        (PRIMUS | {"trainer": "nnUNetTrainer"}, "subclasses: DefaultPrimusSTrainer, .*elsewhere"),
+        (PRIMUS | {"trainer": "NobodysTrainer"}, "finds no trainer NobodysTrainer; known: "),
+        (PRIMUS, "DefaultPrimusMTrainer has a 3D network, but task flat is 2d"),
         (ARM | {"recipe": {"trainer": "SwinLoraTrainer"}}, "no trainer SwinLoraTrainer; .*LoRAT"),
     ],
 )

@@ -201,12 +201,12 @@ def little_shared_memory(sound, patch):
 NEW_PLANS = f"nnssl_plan -d {DATASET} -c CHECKPOINT --name smitA"
 BREAKAGES = {
     unset_folder: ("nnUNet_raw is not set", "export nnUNet_raw="),
-    missing_folder: ("nnUNet_preprocessed: there is no folder", "mkdir -p "),
+    missing_folder: ("nnUNet_preprocessed: folder ", "mkdir -p "),
     file_for_a_folder: ("smitA.json is not a folder", "export nnUNet_preprocessed="),
     unwritable_folder: ("is not writable", "chmod u+w "),
     variable_names_the_repository: ("which holds setup.py", "export nnUNet_extTrainer="),
     variable_names_nothing: (
-        "which is no folder: nnU-Net passes over it silently",
+        "which is not a folder: nnU-Net skips it silently",
         "export nnUNet_extTrainer=",
     ),
     variable_is_unset: (
@@ -214,11 +214,11 @@ BREAKAGES = {
         "export nnUNet_extTrainer=",
     ),
     only_this_package_names_the_trainers: (
-        "but only here, where nnssl is imported",
+        "but only in processes that import nnssl",
         "export nnUNet_extTrainer=",
     ),
     old_torch: ("torch 2.2.2 is too old", 'pip install -U "torch>=2.6.0"'),
-    slow_torch: ("its 3D convolutions are several times as slow", 'pip install -U "torch!=2.9.*"'),
+    slow_torch: ("its 3D convolutions are several times slower", 'pip install -U "torch!=2.9.*"'),
     trainers_of_the_user_are_broken: (
         "No module named 'no_such_module_anywhere'",
         "export nnUNet_extTrainer=",
@@ -240,7 +240,7 @@ BREAKAGES = {
     planned_checkpoint_is_truncated: ("-p smitA: ", NEW_PLANS),
     recipe_of_another_version: ("unknown key(s)", NEW_PLANS),
     plans_cut_short: ("smitA.json cannot be read", "rm "),
-    little_shared_memory: ("of shared memory: too little", "docker run --shm-size=8g"),
+    little_shared_memory: ("of shared memory: too small", "docker run --shm-size=8g"),
 }
 
 
@@ -253,7 +253,7 @@ def test_what_is_broken_is_named_alone_with_the_line_that_mends_it(
     code, said = diagnosis(monkeypatch, capsys)
     message, remedy = BREAKAGES[breakage]
     assert code == 1
-    assert said.strip().endswith("1 thing is wrong; the line after > fixes it."), said
+    assert said.strip().endswith("1 problem found; the command after > fixes it."), said
     after = said.split("\n  wrong ")[1]
     assert message in after
     (typed,) = [
@@ -312,9 +312,9 @@ def test_another_copy_that_nnunet_finds_is_no_fault(sound, monkeypatch, capsys):
     monkeypatch.setattr(trainer_path, "BEFORE", str(other))
     code, said = diagnosis(monkeypatch, capsys)
     assert code == 0
-    assert f"nnU-Net's commands take those of another copy: {other}" in said
+    assert f"nnU-Net's commands use the trainers of another copy: {other}" in said
 
 
 def test_what_is_wrong_needs_a_remedy():
-    with pytest.raises(ValueError, match="needs the line that fixes it"):
+    with pytest.raises(ValueError, match="needs the command that fixes it"):
         finding.wrong("broken", "")

@@ -94,8 +94,8 @@ def test_a_dicom_folder_is_a_scan(encoder, tmp_path):
 @pytest.mark.parametrize(
     ("scan", "spacing", "message"),
     [
-        (np.zeros((4, 4, 4)), None, r"come with spacing=\(z, y, x\) in mm"),
-        ("scan.nii.gz", (1, 1, 1), "a file says its own spacing"),
+        (np.zeros((4, 4, 4)), None, r"with spacing=\(z, y, x\) in mm"),
+        ("scan.nii.gz", (1, 1, 1), "a file has its own spacing"),
     ],
 )
 def test_wrong_calls_are_explained(encoder, scan, spacing, message):
@@ -106,7 +106,7 @@ def test_wrong_calls_are_explained(encoder, scan, spacing, message):
 def test_what_is_no_scan_is_refused_with_its_name(encoder, scans, tmp_path):
     with pytest.raises(ValueError, match=r"broken.nii.gz .*"):
         encoder.preprocess(scans / "head" / "broken.nii.gz")
-    with pytest.raises(FileNotFoundError, match="no scan at"):
+    with pytest.raises(FileNotFoundError, match=r"none\.nii\.gz does not exist"):
         encoder.preprocess(tmp_path / "none.nii.gz")
 
 
@@ -115,7 +115,7 @@ def test_an_unknown_spacing_has_to_be_said(tmp_path):
     content["header"]["plan"]["spacing"] = None
     nnssl_path = tmp_path / "unknown.pth"
     torch.save(content, nnssl_path)
-    with pytest.raises(ValueError, match="does not say the spacing"):
+    with pytest.raises(ValueError, match="does not record the spacing"):
         nnssl.load_encoder(nnssl_path)
     assert nnssl.load_encoder(nnssl_path, (2, 2, 2)).spacing == (2.0, 2.0, 2.0)
     with pytest.raises(ValueError, match="leave the spacing out"):
@@ -177,7 +177,7 @@ def test_maps_have_their_place(embedded, encoder, scans):
 def test_pictures_are_drawn(embedded):
     for name in ("neighbours.png", "projection.png"):
         assert (embedded[0] / name).read_bytes().startswith(b"\x89PNG")
-    assert any("nearest neighbour is of their folder" in line for line in embedded[1])
+    assert any("nearest neighbour is in their own folder" in line for line in embedded[1])
 
 
 def test_the_same_line_goes_on(embedded, monkeypatch):
@@ -189,7 +189,7 @@ def test_the_same_line_goes_on(embedded, monkeypatch):
     said, pooled, whole = [], [], pooling.pool
     monkeypatch.setattr(pooling, "pool", lambda *a: pooled.append(1) or whole(*a))
     work.embed(replace(options, picture=None), said.append)
-    assert said[0] == "4 of 6 scans were done before"
+    assert said[0] == "4 of 6 scans were already done"
     assert len(pooled) == 2
     assert {path.name: path.stat().st_mtime_ns for path in lost[2:]} == before
 
@@ -201,13 +201,13 @@ def test_other_settings_are_not_mixed(embedded):
 
 def test_a_stop_exits_with_75_and_leaves_whole_files(weights, scans, tmp_path, monkeypatch, capsys):
     def stop(*_):
-        raise work.signals.Interrupted("stopped; the same line continues where it was")
+        raise work.signals.Interrupted("stopped; the same command continues from there")
 
     monkeypatch.setattr(pooling, "pool", stop)
     line = ["nnssl_embed", "-c", weights, "-i", scans, "-o", tmp_path / "out", "-np", 0]
     monkeypatch.setattr(sys, "argv", list(map(str, line)))
     assert cli.embed() == 75
-    assert "the same line continues" in capsys.readouterr().err
+    assert "the same command continues" in capsys.readouterr().err
     assert not list((tmp_path / "out").rglob(f"{files.TEMPORARY}*"))
 
 
@@ -231,7 +231,7 @@ def test_means_by_label(weights, encoder, scans, tmp_path):
     )
     assert said[0].startswith("3 scans embedded, 0 left out")
     assert any("its labels" in line and "have shape (18, 24, 28)" in line for line in said)
-    assert any("1 without a mask of their name, such as s4_0000" in line for line in said)
+    assert any("1 without a matching mask, such as s4_0000" in line for line in said)
     with np.load(out / "labels.npz", allow_pickle=False) as found:
         assert found["id"].tolist() == ["s0_0000", "s2_0000"]
         assert found["label"].tolist() == [3, 3]
@@ -245,8 +245,8 @@ def test_means_by_label(weights, encoder, scans, tmp_path):
     ("change", "message"),
     [
         ({"dense": 5}, "have strides of 2, 4, 8, 16, 32 voxels"),
-        ({"masks": "none"}, "no folder of masks at none"),
-        ({"sources": ["none"]}, "no such folder: none"),
+        ({"masks": "none"}, "mask folder none does not exist"),
+        ({"sources": ["none"]}, "folder none does not exist"),
         ({"checkpoint": "none.pth"}, "no file at none.pth"),
     ],
 )
@@ -280,7 +280,7 @@ def test_neighbours_of_the_same_group_are_counted():
     assert neighbours.same_group(features, ["a", "b", "a", "b", "a"]) < 1.0
     assert neighbours.nearest(features, 10).shape == (5, 4)
     one = table.FeatureTable(["a"], ["a"], [features[:1]] * 5, [])
-    with pytest.raises(ValueError, match="pictures need 5 scans or more, there are 1"):
+    with pytest.raises(ValueError, match="pictures need at least 5 scans, found 1"):
         neighbours.draw_pictures(one, None, False, print)
 
 

@@ -123,9 +123,9 @@ def test_what_is_not_there_is_named_with_what_is(tmp_path, capsys):
     for name in ("plans.json", f"fold_0/{FINAL}"):
         (model / name).touch()
     assert command("nnssl_export", "-m", model, "-f", 3, "-o", tmp_path / "out") == 1
-    assert f"holds: fold_0/{FINAL}. Choose with -f FOLD" in capsys.readouterr().err
+    assert f"has: fold_0/{FINAL}. Choose with -f FOLD" in capsys.readouterr().err
     assert command("nnssl_export", "-m", tmp_path, "-o", tmp_path / "out") == 1
-    assert "is no model folder of nnU-Net" in capsys.readouterr().err
+    assert "is not an nnU-Net model folder" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

@@ -75,9 +75,7 @@ def test_the_warm_up_is_counted_in_iterations_in_short_trainings_too(epochs, ite
 
 def test_older_plans_count_the_warm_up_in_epochs():
     assert Recipe.of({RECIPE: {"warmup_epochs": 1.5, "iterations": 40}}).warmup == 60
-    with pytest.raises(
-        ValueError, match="warmup_iterations and warmup_epochs, of which one is enough"
-    ):
+    with pytest.raises(ValueError, match="warmup_iterations and warmup_epochs together"):
         Recipe(warmup_epochs=1, warmup_iterations=50)
 
 
@@ -294,7 +292,7 @@ def test_a_3d_checkpoint_does_not_start_a_2d_network(nnunet_env, monkeypatch, tm
     plans = nnunet_plans()
     finetune.resolve_architecture(plans, "2d", random_start=False)
     network = finetune.build_network(finetune.resolve(plans, "2d"), 1, 3, deep_supervision=False)
-    with pytest.raises(OriginError, match="pretrained in 3D, this configuration is 2D"):
+    with pytest.raises(OriginError, match="pretrained in 3D, but this configuration is 2D"):
         finetune.load_named_checkpoint(network, plans)
 
 

@@ -108,7 +108,9 @@ def test_the_tape_notices_what_a_graph_would_not_hold() -> None:
         float(torch.ones(2).sum())
 
 
-@pytest.mark.parametrize(("device", "accumulate", "said"), [("cpu", 1, "GPU"), ("cuda", 2, "part")])
+@pytest.mark.parametrize(
+    ("device", "accumulate", "said"), [("cpu", 1, "GPU"), ("cuda", 2, "--accumulate")]
+)
 def test_where_it_is_refused(device: str, accumulate: int, said: str) -> None:
     assert said in why_not(torch.device(device), accumulate)
     assert why_not(torch.device("cuda"), 1) == ""

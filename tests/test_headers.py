@@ -53,15 +53,15 @@ def zipped(path: Path) -> Path:
 
 NO_AXES = {"sform_code": 0, "qform_code": 0}
 NIFTI_LIES = {
-    "larger than the file": ({"dim": [3, 600, 600, 600, 1, 1, 1, 1]}, "cut short"),
-    "voxels far behind": ({"vox_offset": 6e8}, "cut short"),
+    "larger than the file": ({"dim": [3, 600, 600, 600, 1, 1, 1, 1]}, "truncated"),
+    "voxels far behind": ({"vox_offset": 6e8}, "truncated"),
     "voxels inside of the header": ({"vox_offset": 4.0}, "begin at byte 4"),
     "voxels nowhere": ({"vox_offset": np.nan}, "begin at byte nan"),
     "unknown type": ({"datatype": 77}, "unknown voxel type 77"),
     "negative size": ({"dim": [3, 16, -24, 28, 1, 1, 1, 1]}, "gives the size"),
-    "spacing 0": ({"pixdim": [1, 0, 0, 0, 0, 0, 0, 0], **NO_AXES}, "says no spacing"),
-    "spacing NaN": ({"pixdim": [1, np.nan, 1, 1, 0, 0, 0, 0], **NO_AXES}, "says no spacing"),
-    "two spacings": ({"pixdim": [1, 1, 1, 3, 0, 0, 0, 0]}, "says two spacings"),
+    "spacing 0": ({"pixdim": [1, 0, 0, 0, 0, 0, 0, 0], **NO_AXES}, "has no usable spacing"),
+    "spacing NaN": ({"pixdim": [1, np.nan, 1, 1, 0, 0, 0, 0], **NO_AXES}, "has no usable spacing"),
+    "two spacings": ({"pixdim": [1, 1, 1, 3, 0, 0, 0, 0]}, "gives two different spacings"),
 }
 
 
@@ -73,7 +73,7 @@ def test_a_nifti_header_that_lies_is_refused_before_memory_is_asked_for(
     monkeypatch.setattr(volumes_module, "_information", lambda path: pytest.fail("ITK was asked"))
     path = nifti(tmp_path / "a.nii", change)
     assert words in reason(path)
-    if "cut short" in words:  # 97 bytes may not ask for a gigabyte
+    if "truncated" in words:  # 97 bytes may not ask for a gigabyte
         assert words in reason(zipped(path))
 
 
@@ -115,8 +115,8 @@ TEXT_LIES = {
         "not KEY = VALUE",
     ),
     "a pattern upwards": (".mha", META + "ElementDataFile = ../%03d.raw 1 16 1\n", ELSEWHERE),
-    "a pipe": (".mhd", META + "ElementDataFile = pipe.raw\n", "is not there"),
-    "a size": (".mha", META.replace("28 24 16", "2800 2400 1600") + LOCAL, "cut short"),
+    "a pipe": (".mhd", META + "ElementDataFile = pipe.raw\n", "does not exist"),
+    "a size": (".mha", META.replace("28 24 16", "2800 2400 1600") + LOCAL, "truncated"),
     "no size": (".mha", META.replace("28 24 16", "28 24") + LOCAL, "3 finite numbers"),
     "no spacing in MHA": (
         ".mha",
@@ -138,7 +138,7 @@ TEXT_LIES = {
     "an NRRD size": (
         ".nrrd",
         NRRD.replace("28 24 16", "2800 2400 1600") + DIRECTIONS + "\n",
-        "cut short",
+        "truncated",
     ),
 }
 
@@ -202,8 +202,8 @@ def test_compressed_voxels_are_counted(tmp_path):
         )
         (tmp_path / f"{name}.mha").write_bytes(head.encode() + data)
     assert reason(tmp_path / "whole.mha") == ""
-    assert "damaged or cut short" in reason(tmp_path / "short.mha")
-    assert "damaged or cut short" in reason(tmp_path / "damaged.mha")
+    assert "damaged or truncated" in reason(tmp_path / "short.mha")
+    assert "damaged or truncated" in reason(tmp_path / "damaged.mha")
 
 
 def spoil(path: Path, tag: bytes, value: bytes) -> None:
@@ -228,9 +228,9 @@ def test_dicom_without_voxels_or_spacing_is_refused(tmp_path):
     found = {
         name: next(iter(series_in(folder).values())).reason for name, folder in folders.items()
     }
-    assert "cut short" in found["rows"]
-    assert "cut short" in found["cut"]
-    assert "says no spacing" in found["negative"]
+    assert "truncated" in found["rows"]
+    assert "truncated" in found["cut"]
+    assert "has no usable spacing" in found["negative"]
 
 
 @pytest.mark.parametrize("codec", ["JPEG2000", "JPEG", "RLE", ""])
@@ -259,7 +259,7 @@ def test_compressed_slices_and_slices_without_preamble_are_read(tmp_path, codec)
         read_found(Found(str(tmp_path / "other"), series.uid)).voxels, ct_array()
     )
     copy.write_bytes(copy.read_bytes()[:-40])
-    assert "cut short" in series_in(tmp_path / "other")["unreadable files"].reason
+    assert "truncated" in series_in(tmp_path / "other")["unreadable files"].reason
 
 
 def test_a_multi_frame_ct_is_one_scan(tmp_path):

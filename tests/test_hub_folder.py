@@ -143,7 +143,7 @@ def test_the_card_of_weights_of_others_tells_their_source(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--hub", "--hu", "0", "1"], "says itself what it is: leave out --hu"),
+        (["--hub", "--hu", "0", "1"], "already records this: leave out --hu"),
         (["--licence", "mit"], "--licence and --about are for the card of a folder: add --hub"),
         ([], "is a checkpoint of this package already"),
     ],
@@ -175,7 +175,9 @@ def test_damage_is_noticed(tmp_path):
 def test_safetensors_of_others_are_no_checkpoint_until_converted(tmp_path):
     path = tmp_path / "theirs.safetensors"
     save_file({"a": torch.zeros(2)}, path)
-    with pytest.raises(checkpoint.CheckpointError, match="become a checkpoint by: nnssl_convert"):
+    with pytest.raises(
+        checkpoint.CheckpointError, match="to convert third-party weights, type: nnssl_convert"
+    ):
         checkpoint.load(path)
 
 
@@ -189,5 +191,5 @@ def test_a_header_of_another_encoder_is_refused(tmp_path):
         said = json.loads(file.metadata()["nnssl"])
     said["header"]["encoder"]["depths"] = [1, 1, 1, 2]
     save_file(load_file(path), path, {"nnssl": json.dumps(said)})
-    with pytest.raises(checkpoint.CheckpointError, match="has a header that cannot be right"):
+    with pytest.raises(checkpoint.CheckpointError, match="has an invalid header"):
         checkpoint.load(path)

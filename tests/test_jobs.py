@@ -59,7 +59,7 @@ def test_a_failure_is_tried_once_more_and_the_others_go_on(tmp_path):
     assert [count_starts(folder) for folder in (good, bad, shaky)] == [1, 2, 2]
     assert "ended with status 1" in jobs.outcome(bad).reason
     assert "the cause" in jobs.outcome(bad).reason
-    assert sum("tried once more" in line for line in said) == 2
+    assert sum("retrying once" in line for line in said) == 2
     execute([good, bad], said.append)
     # a new call tries what failed again, and nothing that is done
     assert (count_starts(good), count_starts(bad)) == (1, 4)
@@ -183,7 +183,7 @@ def running(pid: int) -> bool:
 def test_a_start_that_makes_nothing_has_failed(tmp_path):
     folder = program(tmp_path / "one", "pass")
     assert job.do(folder)["state"] == "failed"
-    assert "there is no" in jobs.outcome(folder).reason
+    assert "does not exist" in jobs.outcome(folder).reason
 
 
 def test_checkpoints_cut_short_are_not_continued_from(tmp_path):
@@ -221,7 +221,7 @@ def test_results_are_the_runs_rows_and_say_what_is_missing(tmp_path):
     collect.collect(small_study)
     assert small_study.results.read_bytes() == once
 
-    # a row of `nnssl_study features`, and one that a kill cut short
+    # a row of `nnssl_study features`, and one that a kill truncated
     with small_study.results.open("a") as file:
         file.write(json.dumps({"kind": "cka", "task": "organs"}) + '\n{"kind": "ru')
     finished(second)
@@ -312,7 +312,7 @@ def test_a_finished_start_is_not_made_again_for_another_device(tmp_path):
 def test_a_start_drops_a_training_checkpoint_that_was_cut_short(tmp_path):
     fold, start = tmp_path / "fold_all", tmp_path / "start"
     fold.mkdir()
-    (fold / "checkpoint_latest.pth").write_bytes(b"PK cut short")
+    (fold / "checkpoint_latest.pth").write_bytes(b"PK truncated")
     program(start, noting(start))
     jobs.write_job(start, replace(jobs.read_job(start), trains=fold))
     assert job.do(start)["state"] == "done"
@@ -330,7 +330,7 @@ def test_what_another_study_trained_is_not_counted(tmp_path, monkeypatch):
     (fold / "checkpoint_latest.pth").touch()
     begun.begin(fine_tuning())
     with pytest.raises(
-        StudyError, match=r"fold_5 holds a training that this study did not begin.*another name"
+        StudyError, match=r"fold_5 holds a training that this study did not start.*another name"
     ):
         another.begin(fine_tuning())
 
@@ -394,12 +394,12 @@ def test_the_cost_is_told_from_runs_alike(tmp_path):
     small_study = study(tmp_path, seeds=[0, 1, 2], recipe={"epochs": 20})
     every = runs.all_runs(small_study)
     assert estimate.cost(every, every, 1).startswith(
-        "Cost: 120 epochs in all. How long one takes is not known"
+        "Cost: 120 epochs in all. The time per epoch is known only"
     )
     finished(every[0], hours=0.5)  # of scratch: 10 epochs, so that 20 take an hour
     finished(every[1], hours=1.0)  # of smit: 20 take two
     text = estimate.cost(every, every[2:], 2)
-    assert "80 epochs to do, about 6.0 hours of training, 3.0 with 2 beside each other" in text
+    assert "80 epochs to do, about 6.0 hours of training, 3.0 with 2 in parallel" in text
     assert "2 run(s) done, which took 1.5 hours" in text
 
 

@@ -30,7 +30,7 @@ def test_a_damaged_line_before_the_last_is_named(tmp_path, damaged):
     path = tmp_path / "results.jsonl"
     text = "\n".join([*LINES[:2], damaged, *LINES[3:]]) + "\n"
     path.write_bytes(text.encode(errors="surrogateescape"))
-    with pytest.raises(ValueError, match=r"results.jsonl, line 3 is damaged.*take that line out"):
+    with pytest.raises(ValueError, match=r"results.jsonl, line 3 is damaged.*delete that line"):
         files.read_json_lines(path)
     with pytest.raises(ValueError, match="line 3 is damaged"):
         Results.read(path)
@@ -49,7 +49,10 @@ def test_blank_lines_are_no_damage(tmp_path):
             {"kind": "run", "run": "a"},
             "row 1 of the results, a run, lacks task, arm, budget, seed, state",
         ),
-        ({"kind": "case", "run": ["a"], "case": "b", "label": "c"}, "has a list or mapping as run"),
+        (
+            {"kind": "case", "run": ["a"], "case": "b", "label": "c"},
+            "has a list or mapping for run",
+        ),
     ],
 )
 def test_a_row_that_cannot_be_a_studys_is_named(row, message):

@@ -114,7 +114,7 @@ def test_a_description_says_what_would_be_typed():
     assert options.words({"eggz": 3}, Baking) == ["--eggz", "3"]  # which the command refuses
     for name, value in (("fan", "no"), ("fan", 0), ("grill", 1), ("grill", [True])):
         with pytest.raises(
-            ValueError, match=f"{name} is true or false, got {re.escape(repr(value))}"
+            ValueError, match=f"{name} must be true or false, got {re.escape(repr(value))}"
         ):
             options.words({name: value}, Baking)
 

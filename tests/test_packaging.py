@@ -215,7 +215,7 @@ def test_nnunet_itself_finds_the_trainers_of_a_target_folder(target, tmp_path):
 def test_the_doctor_knows_how_it_is_installed(target, tmp_path):
     ask = "from nnssl.doctor import ways; print(ways.installation(), '|', ways.start_up_file())"
     text = said(sys.executable, "-c", ask, where=tmp_path, PYTHONPATH=str(target))
-    assert text.startswith(f"in {target}, which is no site-packages")
+    assert text.startswith(f"in {target}, which is not a site-packages")
     assert text.endswith("| None")
     as_site = (
         f"import site, sys; sys.path.insert(0, {str(target)!r}); "

@@ -1,4 +1,4 @@
-"""Parcels: scans registered to one another, clusters of tissue and place, and the method that
+"""Parcels: scans registered to one another, clusters of tissue and position, and the method that
 segments them.
 """
 

@@ -64,13 +64,13 @@ def test_smit_of_some_scans_has_parcels(makes, scans):
 @pytest.mark.parametrize(
     ("options", "plan", "reason"),
     [
-        (smit(dims=2), plan_of(50), "of slices"),
-        (smit(crop=(32, 32)), plan_of(50), "of slices"),
-        (smit(), plan_of(50, hu=None), "in HU, and these scans have none"),
+        (smit(dims=2), plan_of(50), "trains on slices"),
+        (smit(crop=(32, 32)), plan_of(50), "trains on slices"),
+        (smit(), plan_of(50, hu=None), "computed from HU, which these scans do not have"),
         (smit("decoder=light"), plan_of(50), "decoder=light pretrains a decoder already"),
-        (smit("export=teacher"), plan_of(50), "export=teacher was asked for"),
-        (smit(), plan_of(9), "9 scans, fewer than 10, make no atlas"),
-        (smit(), plan_of(1000), "1000 scans; they are tried below 1000"),
+        (smit("export=teacher"), plan_of(50), "export=teacher is set"),
+        (smit(), plan_of(9), "9 scans, too few for an atlas (at least 10)"),
+        (smit(), plan_of(1000), "1000 scans; parcels are used below 1000"),
     ],
 )
 def test_smit_says_why_it_has_none(makes, options, plan, reason):
@@ -132,7 +132,7 @@ def registered(monkeypatch) -> list[int]:
     def register(template, voxels, spacing):
         calls.append(len(calls))
         if len(calls) % SCANS == 2:
-            raise atlas.RegistrationError("shows nothing that could be registered")
+            raise atlas.RegistrationError("has no structure to register")
         return atlas.Affine(tuple(map(tuple, [[1.0, 0, 0], [0, 1.0, 0], [0, 0, 1.0]])), (0.0,) * 3)
 
     monkeypatch.setattr(atlas, "register", register)
@@ -146,7 +146,7 @@ def test_scans_that_are_not_alike_have_no_parcels(raw, tmp_path, few_are_enough,
         (choice,) = choose(smit("classes=6"), plan, tmp_path)
         assert choice.value == 0.0
         assert "2 of 3 scans could be registered to one another, 3 are needed" in choice.reason
-        assert "shows nothing that could be registered" in choice.reason
+        assert "has no structure to register" in choice.reason
         assert "\n" not in str(choice)
         assert len(registered) == SCANS
     assert not (tmp_path / parcel_maps.NOTE).exists()
@@ -159,11 +159,11 @@ def test_scans_that_are_not_alike_have_no_parcels(raw, tmp_path, few_are_enough,
 
 def test_who_asks_for_parcels_hears_why_there_are_none(raw, tmp_path, monkeypatch):
     def register(*_):
-        raise atlas.RegistrationError("shows nothing that could be registered")
+        raise atlas.RegistrationError("has no structure to register")
 
     monkeypatch.setattr(atlas, "register", register)
     plan = prepare("made", tmp_path, [raw], spacing=SPACING, num_processes=0)
-    message = r"0 of 3 scans could be .*, 2 are needed .*shows nothing.*: choose another method"
+    message = r"0 of 3 scans could be .*, 2 are needed .*has no structure.*: choose another method"
     with pytest.raises(ValueError, match=message):
         choose(smit("w_parcels=1"), plan, tmp_path)
 
@@ -202,7 +202,7 @@ def test_a_run_says_what_it_chose_and_goes_on_with_it(
 ):
     monkeypatch.setattr(parcels_choice, "REGISTERED", 0.5)
     said = pretrains("classes=6")
-    assert "parcels: 3 scans are registered to one of them" in said
+    assert "parcels: 3 scans are being registered to one of them" in said
     assert "w_parcels=1.0: 2 of 3 scans could be registered" in said
     folder = nnunet_env["nnUNet_results"] / "nnssl" / "made" / "smit__tiny"
     header = checkpoint.read(folder / LATEST)["header"]
@@ -217,6 +217,6 @@ def test_a_run_says_what_it_chose_and_goes_on_with_it(
 
 def test_a_run_of_few_scans_says_that_it_has_none(pretrains, nnunet_env):
     said = pretrains()
-    assert "w_parcels=0.0: no parcels: 3 scans, fewer than 10, make no atlas" in said
+    assert "w_parcels=0.0: no parcels: 3 scans, too few for an atlas (at least 10)" in said
     folder = nnunet_env["nnUNet_preprocessed"] / "nnssl" / "made"
     assert not (folder / parcel_maps.NOTE).exists()

@@ -110,7 +110,7 @@ def test_where_nothing_matches_it_says_what_is_there(tmp_path):
     with pytest.raises(
         ValueError,
         match=r"nothing in .*raw matches --pattern 'ct.nii.gz'; there are 2 files or DICOM "
-        r"folders: s0000/ct.nii.gz, s0001/ct.nii.gz. Write it from that folder on",
+        r"folders: s0000/ct.nii.gz, s0001/ct.nii.gz. Write it relative to that folder",
     ):
         find_scans([raw], wanted=["ct.nii.gz"])
     (tmp_path / "empty").mkdir()

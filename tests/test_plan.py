@@ -175,10 +175,10 @@ def test_an_edited_plan_or_one_of_another_version_is_refused(tmp_path):
     plan_of().save(path)
     content = json.loads(path.read_text())
     path.write_text(json.dumps({**content, "spacing": [1, 1, 1]}))
-    with pytest.raises(ValueError, match="changed after it was written"):
+    with pytest.raises(ValueError, match="edited after it was written"):
         Plan.load(path)
     path.write_text(json.dumps({**content, "format_version": 99}))
-    with pytest.raises(ValueError, match="plan format 99, this program reads 1"):
+    with pytest.raises(ValueError, match="plan format 99, this version of nnssl reads 1"):
         Plan.load(path)
 
 

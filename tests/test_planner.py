@@ -89,7 +89,7 @@ def test_more_memory_and_a_lighter_decoder_give_larger_patches(nnunet_env):
 
 
 def test_too_little_memory_says_what_helps(nnunet_env):
-    with pytest.raises(ValueError, match=r"GB are too little: .* Raise -gpu_memory_target"):
+    with pytest.raises(ValueError, match=r"GB are not enough: .* Raise -gpu_memory_target"):
         plan(nnunet_env, "large CT", gpu_memory_target=0.5)
 
 
@@ -202,13 +202,13 @@ def test_the_commands_plan_preprocess_and_say_what_to_type(nnunet_env, monkeypat
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"spacing": "isotropic"}, "--spacing is dataset, pretraining, or three numbers"),
+        ({"spacing": "isotropic"}, "--spacing must be dataset, pretraining, or three numbers"),
         ({"spacing": (1.0, 1.0)}, "three positive numbers"),
-        ({"spacing": "pretraining"}, "-a names a preset that has none"),
+        ({"spacing": "pretraining"}, "needs a checkpoint"),
         ({"base": "nnUNetPlans", "gpu_memory_target": 24.0}, "leave out -p"),
-        ({"gpu_memory_target": 0.0}, "in GB and positive"),
-        ({"name": "nnUNetPlans"}, "would overwrite the plans that nnU-Net has made"),
-        ({}, "no raw dataset at .*, which planning needs"),
+        ({"gpu_memory_target": 0.0}, "must be positive, in GB"),
+        ({"name": "nnUNetPlans"}, "would overwrite nnU-Net's own plans"),
+        ({}, "raw dataset .* does not exist, but planning needs it"),
     ],
 )
 def test_wrong_requests_say_what_is_wrong(nnunet_env, wrong, message):

@@ -347,9 +347,9 @@ def test_another_plan_is_noticed_and_not_mixed(tmp_path):
     ):
         prepare("made", out, [raw], spacing=(1, 1, 1), num_processes=0)
     other = Plan(plan.name, (1.0, 1.0, 1.0), plan.hu, plan.crop, plan.cases)
-    with pytest.raises(ValueError, match="files of two plans are not mixed"):
+    with pytest.raises(ValueError, match="files of two plans are never mixed"):
         preprocess(other, out, 0)
-    with pytest.raises(ValueError, match="files of two plans are not mixed"):
+    with pytest.raises(ValueError, match="files of two plans are never mixed"):
         Crops(out, other)[0]
     assert prepare("made", out, num_processes=0) == plan
 
@@ -377,7 +377,7 @@ def test_a_scan_that_fails_is_said_and_left_out_and_tried_again(tmp_path, monkey
     read = preprocess_module.read_scan
     monkeypatch.setattr(preprocess_module, "read_scan", fail)
     with pytest.warns(
-        UserWarning, match=r"1 of 3 cases could not be preprocessed.*memory.*tries them again"
+        UserWarning, match=r"1 of 3 cases could not be preprocessed.*memory.*will try them again"
     ):
         plan = prepare("made", out, [raw], num_processes=0)
     assert Crops(out, plan).cases == (plan.cases[0].id, plan.cases[2].id)
@@ -389,13 +389,13 @@ def test_a_scan_that_fails_is_said_and_left_out_and_tried_again(tmp_path, monkey
 
 def test_an_empty_or_unusable_folder_and_a_missing_plan_are_errors(tmp_path):
     (tmp_path / "raw").mkdir()
-    with pytest.raises(ValueError, match=r"no scans in .*raw: looked for .*DICOM"):
+    with pytest.raises(ValueError, match=r"no scans in .*raw: searched for .*DICOM"):
         prepare("made", tmp_path / "out", [tmp_path / "raw"], num_processes=0)
     write_volume(tmp_path / "raw" / "mri.nii.gz", ct_array() + 1024)
     with pytest.raises(ValueError, match=r"none of the 1 scans(.|\n)*mri.nii.gz: is not in HU"):
         prepare("made", tmp_path / "out", [tmp_path / "raw"], num_processes=0)
     assert read_json(tmp_path / "out" / "report.json")["left_out"] == 1
-    with pytest.raises(ValueError, match="say with -i FOLDER or -d ID"):
+    with pytest.raises(ValueError, match="with -i FOLDER or -d ID"):
         prepare("made", tmp_path / "out", num_processes=0)
 
 

@@ -155,12 +155,12 @@ def test_equal_channels_give_what_one_gave(final):
 
 
 def test_another_decoder_or_other_steps_start_at_random_and_the_log_says_so(final):
-    assert "the decoder starts at random: it is nnunet here" in load(
+    assert "the decoder starts from random weights: the plans have nnunet" in load(
         network(final, decoder={"name": "nnunet"}), final
     )
     steps = [[1, 2, 2], *[[2, 2, 2]] * 4]
     encoder = checkpoint.load(final).header["encoder"] | {"steps": steps}
-    assert "the decoder starts at random: its steps are" in load(
+    assert "the decoder starts from random weights: its steps are" in load(
         network(final, encoder=encoder), final
     )
 

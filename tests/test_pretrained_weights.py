@@ -78,7 +78,7 @@ def test_weights_are_taken_and_the_intensity_map_stays_the_datasets(ready, tmp_p
     heads = sum(HEADS in name for name in after)
     learnt = sum(not name.startswith(INTENSITY) for name in after)
     assert (
-        f"{path} ({learnt - heads} of {learnt} tensors; the {heads} of the heads start again"
+        f"{path} ({learnt - heads} of {learnt} tensors; the {heads} of the heads are reinitialised"
         in log_of(bone)
     )
     assert "WARNING" not in log_of(bone)
@@ -159,7 +159,7 @@ REFUSED = {
         r"-pretrained_weights "
     ),
     of_two_channels: (
-        r"images of 2 channel\(s\), these have 1.*nnssl_plan -d DATASET -c \S+ "
+        r"images of 2 channel\(s\), but these have 1.*nnssl_plan -d DATASET -c \S+ "
         r"--decoder light"
     ),
     deeper: (

@@ -196,7 +196,7 @@ def test_preparing_again_repeats_nothing_and_a_changed_file_is_read_again(
             )
         labelled.prepare_labelled(labelled.find_labelled(raw, 4), tmp_path / "stored", plan, 0)
     assert done == ["case_0", "case_1", "case_1"]
-    (tmp_path / "stored" / "case_0.b2nd").write_bytes(b"cut short")
+    (tmp_path / "stored" / "case_0.b2nd").write_bytes(b"truncated")
     labelled.prepare_labelled(labelled.find_labelled(raw, 4), tmp_path / "stored", plan, 0)
     assert done[3:] == ["case_0"]
 
@@ -210,7 +210,7 @@ def test_cases_are_chosen_evenly(stored):
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda raw: (raw / "dataset.json").unlink(), "holds no dataset.json"),
+        (lambda raw: (raw / "dataset.json").unlink(), "has no dataset.json"),
         (
             lambda raw: (raw / "labelsTr").rename(raw / "away"),
             r"0 files \*.nii.gz in labelsTr, 0 of them with an image",
@@ -256,7 +256,7 @@ def test_labels_that_are_on_one_side_only_are_refused(stored, tmp_path):
     labelled.prepare_labelled(labelled.find_labelled(raw, 2), tmp_path / "stored", stored[2], 0)
     with pytest.raises(
         ValueError,
-        match=r"no label that is both in the cases it fits, \['case_0'\], and .* more cases",
+        match=r"no label .* both in the cases it is fitted on, \['case_0'\], and .* more cases",
     ):
         Probe(tmp_path / "stored", (16, 16, 16), 1)
 

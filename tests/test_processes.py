@@ -271,7 +271,7 @@ def test_a_bad_scan_of_one_process_stops_the_step_of_both(found):
 def test_a_signal_to_one_process_stops_both_after_the_same_step(found, kind, name):
     """To one or to both, as torchrun passes it on; the first of them saves, once."""
     folder, (first, second) = found
-    said = "stopped at step 1 of 3; the same line with --c continues"
+    said = "stopped at step 1 of 3; the same command with --c continues"
     assert first[kind] == (said, 1)
     assert second[kind] == (said, 0)
     assert (folder / name / LATEST).is_file()

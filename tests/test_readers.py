@@ -126,7 +126,7 @@ def test_a_run_that_waits_for_data_is_saved_and_ends(tmp_path, monkeypatch, numb
 
     run.update = updated
     with pytest.raises(
-        Interrupted, match="stopped at step 1 of 6; the same line with --c continues"
+        Interrupted, match="stopped at step 1 of 6; the same command with --c continues"
     ):
         train(run, lambda _: None)
     assert checkpoint.read(tmp_path / LATEST)["training_state"]["step"] == 1

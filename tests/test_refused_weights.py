@@ -138,11 +138,11 @@ REFUSED: dict[Callable, tuple[type, str]] = {
     ),
     in_2d: (
         OriginError,
-        r"was pretrained in 2D, this configuration is 3D(.|\n)*SwinScratchTrainer",
+        r"was pretrained in 2D, but this configuration is 3D(.|\n)*SwinScratchTrainer",
     ),
     of_two_channels: (
         TransferError,
-        r"pretrained on 2 channels, this image has 1; nothing was loaded",
+        r"pretrained on 2 channels, but this image has 1; nothing was loaded",
     ),
     another_than_planned: (OriginError, r"has changed since (.|\n)*nnssl_plan -d DATASET -c "),
     someone_elses: (

@@ -121,7 +121,7 @@ def test_a_weight_beyond_half_precision_is_refused(tmp_path):
     content = checkpoint.read(pretrained(tmp_path))
     name = next(iter(content["network_weights"]))
     content["network_weights"][name].fill_(1e6)
-    with pytest.raises(checkpoint.CheckpointError, match=rf"{name} holds a number beyond half"):
+    with pytest.raises(checkpoint.CheckpointError, match=rf"{name} holds a value outside half"):
         checkpoint.halved(content)
 
 
@@ -163,7 +163,7 @@ def test_both_starts_have_the_same_network_by_default(nnunet_env):
         finetune.resolve_architecture(plans, "3d_fullres", random_start)
     assert twins[0] == twins[1]
     (line,) = finetune.random_start(twins[0])
-    assert f"as in {GIVEN.name}, whose weights are not loaded" in line
+    assert f"as in {GIVEN.name}, without its weights" in line
 
 
 def test_a_checkpoint_of_ones_own_comes_first(nnunet_env, monkeypatch, tmp_path):
@@ -207,7 +207,7 @@ def test_a_study_names_them(tmp_path):
     assert values.weights(GIVEN.name, values.Place("arm a: checkpoint", tmp_path)) == own
 
 
-@pytest.mark.parametrize("damage", ["changed", "cut short", "missing"])
+@pytest.mark.parametrize("damage", ["changed", "truncated", "missing"])
 def test_what_is_not_as_released_is_refused(copied, nnunet_env, damage):
     whole = copied.file.read_bytes()
     copied.file.unlink()
@@ -223,14 +223,14 @@ def test_what_is_not_as_released_is_refused(copied, nnunet_env, damage):
         lambda: values.weights(copied.name, values.Place("arm a")),
     ):
         with pytest.raises(
-            ValueError, match=rf"released weights {GIVEN.name} are {says}(.|\n)*again"
+            ValueError, match=rf"released weights {GIVEN.name} are {says}(.|\n)*Reinstall"
         ):
             use()
 
 
 def test_an_unknown_name_lists_the_names(nnunet_env):
     with pytest.raises(
-        checkpoint_choice.NoCheckpointError, match=f"in place of a path: {GIVEN.name}"
+        checkpoint_choice.NoCheckpointError, match=f"instead of a path: {GIVEN.name}"
     ):
         checkpoint_choice.choose({"checkpoint_path": "smit_huge"})
     with pytest.raises(FileNotFoundError, match=GIVEN.name):
@@ -269,7 +269,7 @@ def test_plans_without_a_name_carry_and_describe_them(nnunet_env):
     path = derive.derive(request)
     assert files.read_json(path)[INFO]["checkpoint_path"] == GIVEN.name
     said = derive.describe_plans(path, request)
-    assert f"released with nnssl-swin as {GIVEN.name}" in said
+    assert f"shipped with nnssl-swin as {GIVEN.name}" in said
     assert "decoder light (pretrained)" in said
 
 

@@ -70,7 +70,7 @@ def test_a_collections_page_shows_its_scans_and_why_others_are_left_out(collecti
     for case in Plan.load(collection / "plan.json").cases:
         assert f"three planes and histogram of {case.id}" in text
     assert text.count("is not in HU: ") >= 2
-    assert "is cut short" in text or "cannot be read" in text
+    assert "is truncated" in text or "cannot be read" in text
     shown = pngs(page)
     assert [image.shape for image in shown] == [(BOX, 4 * BOX)] * 5
     assert all(image[:, : 3 * BOX].std() > 20 for image in shown)
@@ -87,9 +87,9 @@ def test_no_path_of_a_scan_reaches_the_page(collection):
     "reason",
     [
         "cannot be read: File /data/Muster_Erika_1950/ct 1.nii.gz is no image",
-        "cannot be read now: no such file (/elsewhere/Muster_Erika_1950/a.dcm); it is tried again",
+        "cannot be read now: no such file (/elsewhere/Muster_Erika/a.dcm); the next run retries",
         "ct 1.nii.gz has no spacing",
-        "the first: Muster_Erika-001.dcm is cut short",
+        "the first: Muster_Erika-001.dcm is truncated",
     ],
 )
 def test_reasons_name_no_file(reason):
@@ -131,7 +131,7 @@ def test_fewer_thumbnails_are_spread_over_the_collection(collection):
 
 def test_a_collection_without_a_plan_has_a_page(collection, tmp_path):
     (tmp_path / "report.json").write_bytes((collection / "report.json").read_bytes())
-    assert "no scan can be used" in text_of(write_page(tmp_path))
+    assert "no scan is usable" in text_of(write_page(tmp_path))
 
 
 @pytest.mark.parametrize(("orientation", "turned"), [("LPS", ""), ("RAS", "yx"), ("LPI", "z")])

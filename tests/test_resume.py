@@ -1,4 +1,4 @@
-"""A fine-tuning continues though its last checkpoint was cut short."""
+"""A fine-tuning continues though its last checkpoint was truncated."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def test_a_checkpoint_cut_short_gives_way_to_the_best(tmp_path, fraction):
     assert said == []
     assert whole(str(latest), said.append) == str(best)
     assert len(said) == 1
-    assert f"{latest} is cut short" in said[0]
+    assert f"{latest} is truncated" in said[0]
     best.unlink()
     trainer = SimpleNamespace(print_to_log_file=said.append, was_initialized=False)
-    with pytest.raises(ValueError, match=r"latest.pth is cut short.*without --c"):
+    with pytest.raises(ValueError, match=r"latest.pth is truncated.*without --c"):
         SwinSSLTrainer.load_checkpoint(trainer, str(latest))
 
 

@@ -163,7 +163,7 @@ def test_an_index_of_another_plan_or_a_damaged_one_is_made_anew(folder, spoilt):
     assert "a" in done
     done.keep(["a", "b"])
     assert set(read_json(folder / INDEX)["bytes"]) == {"a", "b"}
-    with pytest.raises(ValueError, match="files of two plans are not mixed"):
+    with pytest.raises(ValueError, match="files of two plans are never mixed"):
         _ = "a" in Done(folder, "g")
 
 

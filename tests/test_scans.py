@@ -54,7 +54,7 @@ def test_finds_at_any_depth_once_and_passes_over_hidden_files(tmp_path):
 
 def test_an_absent_folder_is_an_error_that_names_it(tmp_path):
     with pytest.raises(
-        FileNotFoundError, match=r"absent; give a folder that holds .*\.nrrd.*DICOM"
+        FileNotFoundError, match=r"absent does not exist; give a folder that holds .*\.nrrd.*DICOM"
     ):
         find_scans([tmp_path / "absent"])
 
@@ -142,8 +142,8 @@ def test_masked_air_and_metal_and_padding_are_still_ct(tmp_path):
 
 
 @pytest.mark.parametrize("spacing", [(3.0, 2.0, 0.001), (200.0, 1.0, 1.0)])
-def test_absurd_spacing_is_refused(tmp_path, spacing):
-    assert "absurd spacing" in reason(write_volume(tmp_path / "a.nrrd", ct_array(), spacing))
+def test_implausible_spacing_is_refused(tmp_path, spacing):
+    assert "implausible spacing" in reason(write_volume(tmp_path / "a.nrrd", ct_array(), spacing))
 
 
 def test_several_components_and_four_dimensions_are_refused(tmp_path):

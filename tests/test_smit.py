@@ -73,7 +73,7 @@ def test_smit_learns_parcels_by_heart():
 
 
 def test_smit_pretrains_one_decoder_only():
-    with pytest.raises(ValueError, match="take decoder=linear, or w_parcels=0"):
+    with pytest.raises(ValueError, match="set decoder=linear, or w_parcels=0"):
         micro.config(w_parcels=1.0, decoder="light")
 
 

@@ -58,7 +58,7 @@ def test_the_rest_is_what_the_largest_budget_leaves(tmp_path):
         assert {found[budget, seed].val for budget in small_study.budgets} == {found[12, seed].val}
         assert set(found[12, seed].val) == set(CASES) - largest
     assert len({found[12, seed].val for seed in small_study.seeds}) == 3
-    with pytest.raises(SplitError, match="leaves none to validate on"):
+    with pytest.raises(SplitError, match="leaves no case for validation"):
         append(tmp_path, study(tmp_path, tasks=[task], budgets=[30]))
 
 
@@ -120,9 +120,9 @@ def test_folds_in_the_place_of_seeds_validate_on_other_cases(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"budgets": [1]}, "1 case.*smallest budget that does is 2"),
-        ({"budgets": [99]}, "99 cases are asked for, there are 24"),
-        ({"subject": "nobody"}, "finds nothing in the case's name 'patient00_ed'"),
+        ({"budgets": [1]}, "1 case.*smallest sufficient budget is 2"),
+        ({"budgets": [99]}, "99 cases requested, but only 24"),
+        ({"subject": "nobody"}, "does not match the case name 'patient00_ed'"),
         ({"tasks": [SMALL["tasks"][0] | {"fold": 5}]}, "no fold 5.*0 to 4"),
     ],
 )
@@ -146,5 +146,5 @@ def test_labels_come_from_nnunets_notes(tmp_path):
             pickle.dumps({"class_locations": {1: voxels, (1, 2): [0]}})
         )
     assert splits.labels_of(tmp_path) == {"a": {1, (1, 2)}, "b": {(1, 2)}}
-    with pytest.raises(FileNotFoundError, match="preprocess first"):
+    with pytest.raises(FileNotFoundError, match="preprocessing first"):
         splits.labels_of(tmp_path / "none")

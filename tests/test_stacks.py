@@ -79,7 +79,7 @@ def test_arrange_equals_its_closed_form():
     np.testing.assert_array_equal(shuffled[found.order], np.arange(30))
     assert found.spacing == pytest.approx(1.25)
     assert found.note == ""
-    with pytest.raises(UnusableScanError, match="two stacks in one"):
+    with pytest.raises(UnusableScanError, match="two interleaved stacks"):
         arrange(np.array([(0, 0, 3.0 * (i // 2) + (i % 2)) for i in range(40)]), np.array(AXIAL))
 
 

@@ -188,7 +188,7 @@ def test_only_what_is_missing_is_preprocessed(tmp_path, dataset):
         (folder / "gt_segmentations" / f"{number}.nii.gz").touch()
     assert Dataset("902").commands("3d_fullres") == []
     with pytest.raises(
-        StudyError, match="no configuration 2d; its nnUNetPlans has 3d_fullres, cascade"
+        StudyError, match="no configuration 2d; nnUNetPlans has 3d_fullres, cascade"
     ):
         Dataset("902").commands("2d")
 
@@ -243,7 +243,7 @@ def test_what_is_not_there_is_said_before_anything_is_done(tmp_path, dataset, mo
     several = {"name": "byol", "start": "pretrain", "method": "byol", "scans": ["gone", "."]}
     with pytest.raises(StudyError, match=r"do not exist:\n  arm byol: .*gone"):
         requirements.check_inputs(study(tmp_path, arms=[ARMS[0], several]))
-    with pytest.raises(StudyError, match="nnU-Net knows no dataset 77"):
+    with pytest.raises(StudyError, match="dataset 77 was not found"):
         Dataset("77").commands("2d")
     monkeypatch.delenv("nnUNet_results")
     with pytest.raises(StudyError, match="export nnUNet_results="):
@@ -298,7 +298,7 @@ def test_a_supervised_encoder_of_mapped_intensities_is_refused(tmp_path):
         "network_weights": SwinUNETR(1, 2, encoder=ENCODER.to_dict()).state_dict(),
     }
     torch.save(content, tmp_path / "checkpoint_final.pth")
-    with pytest.raises(ValueError, match="make its plans without a checkpoint"):
+    with pytest.raises(ValueError, match="create its plans without a checkpoint"):
         supervised.export_encoder(tmp_path, tmp_path / "out.pth")
 
 
@@ -399,7 +399,7 @@ def test_end_to_end_killed_in_the_middle(nnunet_env, tmp_path, monkeypatch, caps
     entries = files.read_json(nnunet_env["nnUNet_preprocessed"] / DATASET / splits.FILE)
     assert [len(entry["train"]) for entry in entries[5:]] == [2]
     once = results.read_bytes()
-    assert "Cost: nothing is left to do" in command("run", str(path))
+    assert "Cost: nothing left to do" in command("run", str(path))
     assert results.read_bytes() == once
     assert [words[0] for words in trained].count("nnUNetv2_train") == 1
 

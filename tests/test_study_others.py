@@ -192,7 +192,7 @@ def test_what_is_trained_by_hand_says_what_to_type_and_is_collected(tmp_path, da
     outcome = job.do(one.folder)
     assert outcome["state"] == "failed"
     line = "nnUNetv2_train_pretrained Dataset902_Phantoms 3d_fullres 5 -tr PretrainedTrainer"
-    assert f"in the environment of its trainer: {line} -p ptPlans__mae" in outcome["reason"]
+    assert f"in the environment of its trainer, type: {line} -p ptPlans__mae" in outcome["reason"]
     words = about.training.command("cpu", str(program(tmp_path)))
     monkeypatch.setattr(shell, "environment", lambda: {"nnUNet_results": str(results_of())})
     shell.execute(words, tmp_path / "by_hand.txt")
@@ -226,12 +226,14 @@ def test_what_was_trained_elsewhere_is_collected_once(tmp_path, dataset):
 def test_results_on_other_cases_are_refused(tmp_path, dataset):
     one, _ = ready(tmp_path, train=str(program(tmp_path, cases=("b", "x"))))
     reason = job.do(one.folder)["reason"]
-    assert "1 of 2 are not its, 1 of its are missing" in reason
+    assert "1 of 2 do not belong to it, 1 of its cases are missing" in reason
 
 
 def test_plans_that_upstream_has_not_made_yet_are_named_before_anything_runs(tmp_path, dataset):
     small_study = study(tmp_path, arms=[ARMS[0], MAE])
-    message = "no plans ptPlans__mae, .*there are: nnUNetPlans. .*preprocess_like_nnssl -d 902 -n"
+    message = (
+        "no plans ptPlans__mae, .*existing plans: nnUNetPlans. .*preprocess_like_nnssl -d 902 -n"
+    )
     with pytest.raises(StudyError, match=message):
         requirements.check_inputs(small_study)
     planned(dataset, "ptPlans__mae")

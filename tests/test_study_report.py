@@ -252,7 +252,7 @@ def test_the_command_takes_a_file_a_folder_or_a_description(tmp_path, monkeypatc
     assert pages[0] == pages[1] == pages[2]
     monkeypatch.setattr(sys, "argv", ["nnssl_study", "report", str(tmp_path)])
     assert cli.study() == 1
-    assert "no results at" in capsys.readouterr().err
+    assert "results.jsonl do not exist" in capsys.readouterr().err
 
 
 def test_tables_as_csv(tmp_path):

@@ -211,7 +211,7 @@ def test_token0_reads_tokens_0_and_1():
     tokens = method.student(method._student_input(views).flatten(0, 1))[-1].flatten(2)
     assert torch.equal(heard["rotation"], tokens[:, :, 0])
     assert torch.equal(heard["contrast"], tokens[:, :, 1])
-    with pytest.raises(ValueError, match="token0 reads two tokens, the crop gives one"):
+    with pytest.raises(ValueError, match="token0 needs two tokens, but the crop gives one"):
         method(micro.views(method, crop=CROP))
 
 

@@ -77,7 +77,7 @@ def test_the_frozen_encoder_stays_and_has_neither_gradient_nor_state(ready):
     assert len(trainer.optimizer.state) == len(list(trainer.network.decoder.parameters()))
     assert not any(module.training for module in trainer.network.encoder.modules())
     assert all(module.training for module in trainer.network.decoder.modules())
-    assert "only the decoder learns" in Path(trainer.log_file).read_text()
+    assert "only the decoder is trained" in Path(trainer.log_file).read_text()
     loaded = checkpoint.load(trainer.plans_manager.plans["pretrain_info"]["checkpoint_path"])
     for name, tensor in trainer.network.encoder.named_parameters():
         # adapted: so small a patch is not halved five times

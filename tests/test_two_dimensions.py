@@ -128,7 +128,7 @@ def test_a_batch_too_small_for_the_method_is_said(slices):
     smallest = METHODS["simclr"].smallest_batch
     _, said = slices("simclr", batch_size=smallest, accumulate=2, steps=1)
     assert (
-        f"needs some {smallest} of them at least; here they are {smallest // 2}. Try --batch-size "
+        f"needs at least about {smallest} of them; this run has {smallest // 2}. Try --batch-size "
         f"{smallest}" in said
     )
     _, said = slices("simmim", batch_size=1, steps=1)
@@ -166,7 +166,7 @@ def test_slices_of_mri_are_learnt_from_and_fine_tuned_as_nnunet_normalises_them(
     )
     loaded = checkpoint.load(pretrain.pretrain(options, lambda _: None))
     assert loaded.hu is None
-    assert "as nnU-Net normalises" in checkpoint.describe(loaded)
+    assert "keep nnU-Net's normalisation" in checkpoint.describe(loaded)
     assert intensity_map(["ZScoreNormalization"], {}, loaded.hu) is None
 
 

@@ -1,7 +1,7 @@
 """`nnUNetv2_train ... -tr DefaultNetworkTrainer`: nnU-Net's own network and optimiser, as long as
 our trainers train.
 
-For comparisons, and the ground of our trainers: of the recipe in the plans it heeds epochs,
+For comparisons, and the base class of our trainers: of the recipe in the plans it follows epochs,
 iterations, the fraction of foreground and mirroring.
 """
 

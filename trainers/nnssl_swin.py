@@ -1,5 +1,5 @@
-"""The base of the trainers of our network: nnU-Net's training with our recipe. They differ in what
-the weights start as, and in what learns.
+"""The base of the trainers of our network: nnU-Net's training with our recipe. They differ in the
+initial weights and in what is trained.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 
 
 class SwinTrainer(DefaultNetworkTrainer):
-    """The base: a trainer says by `start` what the weights are, and may have another `schedule`."""
+    """The base class: a trainer defines the initial weights by `start`, and may have another
+    `schedule`.
+    """
 
     # nnU-Net declares these as None, which they are before they are needed
     num_input_channels: int
@@ -96,7 +98,7 @@ class SwinTrainer(DefaultNetworkTrainer):
 
     def start(self) -> list[str]:
         """Set the weights; lines for the log."""
-        raise NotImplementedError("a base of trainers: train with -tr SwinSSLTrainer")
+        raise NotImplementedError("SwinTrainer is only a base class: train with -tr SwinSSLTrainer")
 
     def load_pretrained(self) -> list[str]:
         """Load the weights that the plans name; lines for the log."""
@@ -136,7 +138,7 @@ class SwinTrainer(DefaultNetworkTrainer):
             finetune.calibrate_norms(network, self._images(finetune.PATCHES))
 
     def _images(self, patches: int) -> Iterator[torch.Tensor]:
-        """Batches of at least so many patches in all, as the training loads them."""
+        """Batches of at least this many patches in total, as the training loads them."""
         for _ in range(-(-patches // self.batch_size)):
             yield next(self.dataloader_train)["data"].to(self.device)
 

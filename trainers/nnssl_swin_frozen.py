@@ -1,5 +1,5 @@
-"""`nnUNetv2_train ... -tr SwinFrozenTrainer`: only the decoder learns; the pretrained encoder stays
-as it is.
+"""`nnUNetv2_train ... -tr SwinFrozenTrainer`: only the decoder is trained; the pretrained encoder
+is frozen.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ class SwinFrozenTrainer(SwinTrainer):
     def start(self) -> list[str]:
         return [
             *self.load_pretrained(),
-            "Frozen: the encoder stays as it is, only the decoder learns",
+            "Frozen encoder: only the decoder is trained",
         ]
 
     def on_train_epoch_start(self) -> None:

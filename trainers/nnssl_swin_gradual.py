@@ -1,5 +1,5 @@
-"""`nnUNetv2_train ... -tr SwinGradualTrainer`: first the decoder learns, then the encoder from its
-top down.
+"""`nnUNetv2_train ... -tr SwinGradualTrainer`: first the decoder is trained, then the encoder from
+its last stage down.
 """
 
 from __future__ import annotations

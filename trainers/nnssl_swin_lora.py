@@ -1,5 +1,5 @@
-"""`nnUNetv2_train ... -tr SwinLoRATrainer`: the decoder learns, and the encoder by updates of low
-rank.
+"""`nnUNetv2_train ... -tr SwinLoRATrainer`: trains the decoder, and the encoder by low-rank
+updates.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 class AddressError(ValueError):
-    """The address is none, or its file cannot be had; the message says what to type."""
+    """The address is invalid, or its file cannot be fetched; the message says what to type."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class HubFile:
 
 
 def is_address(named: Path | str) -> bool:
-    """Whether it is to be fetched, and no path. Costs nothing."""
+    """Whether it is an address to fetch rather than a path. Costs nothing."""
     return "://" in str(named)
 
 
@@ -81,9 +81,8 @@ def local(where: Path | str) -> Path:
 def _check_sha256(text: str, found: str, wanted: str) -> None:
     if found != wanted:
         raise AddressError(
-            f"{text} has the sha256 {found}, and {wanted} was asked for: it has "
-            "changed, or is another file. Take the revision that was meant (@REVISION), or leave "
-            "#sha256 out"
+            f"{text} has sha256 {found}, expected {wanted}: the file has changed, or it is "
+            "another one. Give the intended revision (@REVISION), or leave #sha256 out"
         )
 
 
@@ -109,14 +108,14 @@ def released(name: str) -> Path:
     if found != one.sha256:
         raise AddressError(
             f"the released weights {name} are {'damaged or changed' if found else 'missing'}: "
-            f"{one.file} has the sha256 {found}, released was {one.sha256}. Install the package "
-            "again (pip install --force-reinstall), or name other weights"
+            f"{one.file} has sha256 {found}, expected {one.sha256}. Reinstall the package (pip "
+            "install --force-reinstall), or name other weights"
         )
     return one.file
 
 
 def pinned(where: Path | str, path: Path) -> str:
-    """What plans are to say of `where`, whose file is `path`: it means the same file later.
+    """How plans record `where`, whose file is `path`, so that it means the same file later.
 
     A branch of Hugging Face becomes the commit, a path is made absolute; released weights are
     named.
@@ -139,8 +138,8 @@ def _unpinned(text: str) -> tuple[str, str | None]:
         return text, None
     if not (found := PIN.fullmatch(text)):
         raise AddressError(
-            f"{text!r}: what follows # is to be sha256= and 64 digits of 0-9 and a-f, as "
-            "nnssl_inspect prints them"
+            f"{text!r}: # must be followed by sha256= and 64 hexadecimal digits, as printed by "
+            "nnssl_inspect"
         )
     return found["where"], found["sha256"]
 
@@ -151,7 +150,7 @@ def _hub_file(text: str) -> HubFile | None:
         return _hub_file_of(found)
     if text.startswith(("https://", "http://")):
         return None
-    raise AddressError(f"{text!r} is no address of a file; addresses are {EXAMPLES}")
+    raise AddressError(f"{text!r} is not the address of a file; addresses are {EXAMPLES}")
 
 
 def _hub_file_of(found: re.Match[str]) -> HubFile:
@@ -226,7 +225,7 @@ def _is_refusal(error: Exception) -> bool:
 
 
 def _why(wanted: HubFile, error: Exception, offline: bool) -> str:
-    """Why a file of Hugging Face cannot be had, and what to type."""
+    """Why a file of Hugging Face cannot be fetched, and what to type."""
     from huggingface_hub import errors
 
     if isinstance(error, errors.LocalEntryNotFoundError):
@@ -243,11 +242,12 @@ def _known_reasons(page: str) -> dict[type[Exception], str]:
 
     return {
         errors.GatedRepoError: (
-            f"wants its conditions accepted: do so at {page}, then: hf auth login"
+            f"requires its conditions to be accepted: accept them at {page}, then type: hf "
+            "auth login"
         ),
         errors.RepositoryNotFoundError: (
-            f"is in no repository that you may see: look for it at {page}; if it is private: hf "
-            "auth login"
+            f"is not in a repository that you can access: check {page}; if it is private, type: "
+            "hf auth login"
         ),
         errors.RevisionNotFoundError: f"has no such revision: see {page}/tree/main",
         errors.EntryNotFoundError: f"is not in the repository: see its files at {page}/tree/main",
@@ -261,6 +261,6 @@ def _why_not_cached(wanted: HubFile, offline: bool) -> str:
             f"it on a machine with a connection: hf download {wanted.repo} {wanted.file}"
         )
     return (
-        "is not in the cache, and Hugging Face does not answer: check the connection "
-        "(HTTPS_PROXY, HF_ENDPOINT) and type the same line again"
+        "is not in the cache, and Hugging Face does not respond: check the connection "
+        "(HTTPS_PROXY, HF_ENDPOINT) and type the same command again"
     )

@@ -1,4 +1,4 @@
-"""A file of a web server, here: whole or not at all, and fetched again only where it changed."""
+"""Download a file of a web server: whole or not at all, and again only if it has changed."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CHANGED = {"ETag": "If-None-Match", "Last-Modified": "If-Modified-Since"}
 
 
 class WebError(ValueError):
-    """The file cannot be had; the message says why and what to type."""
+    """The file cannot be fetched; the message says why and what to type."""
 
 
 def offline() -> bool:
@@ -44,7 +44,7 @@ def cache() -> Path:
 def too_large(what: str, size: int, largest: int) -> str:
     return (
         f"{what} has {size / 2**30:.1f} GiB, weights have at most {largest / 2**30:g} GiB here; "
-        "download it by hand and give its path, if it is what you want"
+        "if it is the right file, download it manually and give its path"
     )
 
 
@@ -70,8 +70,8 @@ def fetch(url: str, largest: int) -> Path:
         reason = f"{error.code} {error.reason}"
         if error.code < 500 or not known:
             raise WebError(
-                f"{url} cannot be downloaded: the server says {reason}; open the address in a "
-                "browser to see whether it is right and public"
+                f"{url} cannot be downloaded: the server returned {reason}; open the address in a "
+                "browser to check that it is right and public"
             ) from error
         _warn_of_earlier(url, reason)
     except files.NoRoomError:
@@ -81,7 +81,7 @@ def fetch(url: str, largest: int) -> Path:
         if not known:
             raise WebError(
                 f"{url} cannot be downloaded: {reason}. Check the connection (HTTPS_PROXY) and "
-                "type the same line again"
+                "type the same command again"
             ) from error
         _warn_of_earlier(url, reason)
     return path
@@ -117,8 +117,8 @@ def _opened(url: str, known: dict) -> HTTPResponse:
 def _require_safe_url(url: str) -> None:
     if not _is_safe(url):
         raise WebError(
-            f"{url!r} is not read: addresses begin with https:// or hf://, since what comes by "
-            "http:// may be changed on its way; only this machine may be asked by it"
+            f"{url!r} is refused: addresses begin with https:// or hf://, since http:// can be "
+            "tampered with; it is allowed only for this machine"
         )
 
 
@@ -140,7 +140,7 @@ def _known(path: Path) -> dict:
 
 def _warn_of_earlier(url: str, why: object) -> None:
     warnings.warn(
-        f"{url} could not be asked for ({why}); the file of an earlier download is used",
+        f"{url} could not be checked ({why}); the file of an earlier download is used",
         stacklevel=4,
     )
 
@@ -153,7 +153,9 @@ def _store(response: HTTPResponse, url: str, path: Path, largest: int) -> None:
         got = _copy(response, temporary, bar, largest)
         _check_size(url, got, largest)
         if size is not None and got != size:
-            raise WebError(f"{url} broke off after {got} of {size} bytes; type the same line again")
+            raise WebError(
+                f"{url} was interrupted after {got} of {size} bytes; type the same command again"
+            )
     files.write_json(
         path.parent / NOTE, {"url": url, "bytes": got, **_version_headers(response.headers)}
     )
@@ -168,8 +170,8 @@ def _promised_size(headers: HTTPMessage, url: str) -> int | None:
     """Bytes; None where the server does not say. Raises WebError for a page."""
     if headers.get_content_type() == "text/html":
         raise WebError(
-            f"{url} is a web page, not a file of weights; take the address of the file itself, as "
-            "the page's download button has it"
+            f"{url} is a web page, not a file of weights; use the address of the file itself, as "
+            "behind the page's download button"
         )
     length = headers.get("Content-Length", "")
     return int(length) if length.isdigit() else None

@@ -2,7 +2,7 @@
 
     python -m nnssl.bench.faults [--minutes 10] [--seed 0] [--only "killed" "full disk"]
 
-After every fault the same line is typed again until it ends well. Weights, optimiser and losses
+After every fault the same command is typed again until it ends well. Weights, optimiser and losses
 must then be bit for bit those of an undisturbed run, no process may be left, nothing may
 have waited for ever, and what was printed may hold no traceback. The table says how many of each
 were done and survived; the exit status is 1 where one was not. Without minutes each is done once.
@@ -99,7 +99,7 @@ def reader_killed(trial: Trial, chance: random.Random, whole: Undisturbed) -> in
 
 
 def _require_reader_named(trial: Trial, status: int) -> None:
-    if status and "A process that reads crops is gone" not in trial.said():
+    if status and "A process that reads crops has ended" not in trial.said():
         raise Lost(f"it ended with {status} and did not say why: {trial.said()[-500:]}")
 
 
@@ -178,7 +178,7 @@ def language(trial: Trial, chance: random.Random, whole: Undisturbed) -> int:
 
 
 def twice(trial: Trial, chance: random.Random, whole: Undisturbed) -> int:
-    """The same line typed twice at once: one waits for nothing and says who is there."""
+    """The same command typed twice at once: one waits for nothing and says who is there."""
     seconds, other = whole.lend(trial, chance), trial.folder / "second.txt"
     first = trial.start()
     trial.sleep(first, chance, seconds)

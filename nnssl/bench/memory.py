@@ -171,7 +171,8 @@ def _patch_config(name: str, patch: Shape) -> SwinConfig:
 
 def fit(cases: list[MemoryCase], bytes_: list[int]) -> dict[str, dict[str, float]]:
     """`memory_model.COEFFICIENTS` that bring the relative errors down: least squares, none
-    negative."""
+    negative.
+    """
     by_decoder: dict[str, list[tuple[MemoryCase, int]]] = {}
     for case, size in zip(cases, bytes_, strict=True):
         by_decoder.setdefault(case.decoder, []).append((case, size))

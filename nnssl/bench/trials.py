@@ -67,7 +67,7 @@ def import_libraries() -> None:
 
 @dataclass
 class Trial:
-    """nnU-Net's folders below `folder`, and the same line typed there again and again.
+    """nnU-Net's folders below `folder`, and the same command typed there again and again.
 
     raw: the folder of scans.
     """
@@ -129,14 +129,14 @@ class Trial:
         """The line typed once more, undisturbed, must end well."""
         status = self.wait(self.start(*more, prelude=prelude))
         if status:
-            raise Lost(f"the same line ended with {status}: {self.said()[-500:]}")
+            raise Lost(f"the same command ended with {status}: {self.said()[-500:]}")
 
     def said(self) -> str:
         """What the last run has printed."""
         return self.log.read_text(encoding="utf-8", errors="replace") if self.log.exists() else ""
 
     def rows(self) -> list[dict]:
-        """The log; a last line may be cut short."""
+        """The log; a last line may be truncated."""
         try:
             lines = (self.results / "log.jsonl").read_text(encoding="utf-8").splitlines()
         except OSError:
@@ -173,7 +173,7 @@ def _kill_all(run: int) -> None:
 
 
 def _log_row(line: str) -> dict | None:
-    """Of a log; None of a line that was cut short."""
+    """Of a log; None of a line that was truncated."""
     try:
         return json.loads(line)
     except json.JSONDecodeError:

@@ -1,8 +1,8 @@
-"""A folder for Hugging Face: the weights, their configuration, and a card that says what they are.
+"""A folder for Hugging Face: the weights, their configuration, and a model card.
 
 model.safetensors   the whole checkpoint (`safe`): nothing else is needed to use it
 config.json         what the card and other programs read: encoder, data, input, citation
-README.md           the model card; what is not known is said to be unknown
+README.md the model card; missing facts are stated as unknown
 """
 
 from __future__ import annotations
@@ -175,7 +175,7 @@ def _pretraining_data(plan: Mapping, foreign: Mapping, about: str | None) -> str
         return f"{foreign.get('title', UNKNOWN)} (third-party weights, converted)"
     if about:
         return f"{_scans(plan)}, see below"
-    licence = f"{UNKNOWN}, to be said by the publisher"
+    licence = f"{UNKNOWN}, to be stated by the publisher"
     return f"{plan.get('name', UNKNOWN)}: {_scans(plan)}; their licence: {licence}"
 
 
@@ -186,9 +186,7 @@ def _scans(plan: Mapping) -> str:
 
 def _input(plan: Mapping, dims: int, hu: HUPolicy | None) -> str:
     spacing = (
-        f"resampled to {by(plan['spacing'])} mm"
-        if plan["spacing"]
-        else "at a spacing that is unknown"
+        f"resampled to {by(plan['spacing'])} mm" if plan["spacing"] else "at an unknown spacing"
     )
     axes = "[B 1 Z Y X]" if dims == 3 else "[B 1 Y X], axial slices"
     return (
@@ -225,8 +223,8 @@ def _of_last_step(header: Mapping) -> dict[str, object]:
 
 FIGURES = (
     "## Figures\n\nOf the pretraining's last logged step; `probe_` is the Dice of a linear "
-    "classifier on held-out labels, `probe_decoder` that of a small decoder. None says how good a "
-    "fine-tuning will be.\n\n"
+    "classifier on held-out labels, `probe_decoder` that of a small decoder. None of them "
+    "predicts the quality of a fine-tuning.\n\n"
 )
 
 
@@ -255,7 +253,7 @@ def _unknown(header: Mapping, licence: str, about: str | None) -> str:
         "the licence of the scans, and whose they are": header.get("foreign") or about,
         "the number of scans": plan.get("cases") is not None,
         "the spacing of the pretraining": plan["spacing"],
-        "how good it is after a fine-tuning on your data": False,
+        "its performance after fine-tuning on your data": False,
     }
     return _bullets(what for what, is_known in facts.items() if not is_known)
 

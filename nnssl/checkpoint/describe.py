@@ -1,4 +1,4 @@
-"""What `nnssl_inspect` prints of a checkpoint. What is not known of one is said to be unknown."""
+"""What `nnssl_inspect` prints of a checkpoint. Missing facts are printed as unknown."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def describe_crop(crop: list) -> str:
 
 def describe_hu(hu: HUPolicy | None) -> str:
     if hu is None:
-        return "none: images pass as nnU-Net normalises them"
+        return "none: images keep nnU-Net's normalisation"
     return hu.describe()
 
 
@@ -135,7 +135,7 @@ def _without_probe(metrics: Mapping) -> dict:
 
 
 def _foreign(origin: Mapping) -> dict[str, str]:
-    """Of weights that `nnssl_convert` took from another project's file."""
+    """Of weights that `nnssl_convert` took from a third-party file."""
     file, sha256, title, licence = known(origin, "file", "sha256", "title", "licence")
     loaded, total = known(origin, "loaded", "total")
     return {
@@ -148,7 +148,7 @@ def _foreign(origin: Mapping) -> dict[str, str]:
 
 
 def adaptations(origin: Mapping) -> list[str]:
-    """What `nnssl_convert` did to the tensors of another project's file."""
+    """The adaptations by `nnssl_convert` of the tensors of a third-party file."""
     adapted = origin.get("adapted") or "nothing"
     return list(map(str, adapted)) if isinstance(adapted, list) else [str(adapted)]
 

@@ -43,7 +43,7 @@ class Checkpoint:
 
     @property
     def hu(self) -> HUPolicy | None:
-        """None for weights that were not made on HU: images pass as nnU-Net normalises them."""
+        """None for weights that were not trained on HU: images keep nnU-Net's normalisation."""
         return HUPolicy.from_dict(self.header["plan"]["hu"]) if self.header["plan"]["hu"] else None
 
     @property
@@ -154,8 +154,8 @@ def _existing_file(path: Path | str) -> Path:
     path = address.local(path)
     if not path.is_file():
         raise FileNotFoundError(
-            f"no checkpoint at {path}; pretrain one with: nnssl_pretrain -m smit -i FOLDER, or "
-            f"name one that came with this package: {weights.NAMES}"
+            f"no checkpoint at {path}; pretrain one with nnssl_pretrain -m smit -i FOLDER, or "
+            f"name one shipped with this package: {weights.NAMES}"
         )
     return path
 
@@ -186,7 +186,7 @@ def halved(content: dict) -> dict:
     half = {name: tensor.half() for name, tensor in content["network_weights"].items()}
     if broken := _not_finite(half):
         raise CheckpointError(
-            f"{broken[0]} holds a number beyond half precision ({torch.finfo(torch.half).max:g}): "
+            f"{broken[0]} holds a value outside half precision ({torch.finfo(torch.half).max:g}): "
             "leave out --half"
         )
     return content | {"network_weights": half}

@@ -1,4 +1,4 @@
-"""What a checkpoint must hold before it is used: types, sizes, tensors that fit the header."""
+"""Validate a checkpoint before it is used: types, sizes, tensors that fit the header."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def _unreadable(version: object) -> str | None:
 
 def _misnamed(header: object, weights: object) -> str | None:
     if not _has_keys(header, HEADER):
-        return f"has a header without some of {sorted(HEADER)}"
+        return f"has a header that lacks some of {sorted(HEADER)}"
     if not _are_tensors(weights):
         return "holds network_weights that are not tensors by name"
     allowed = (PREFIX, DECODER) if "decoder" in header else (PREFIX,)
@@ -96,14 +96,14 @@ def _misfit(content: dict) -> str | None:
         _check_header(header, content["citations"])
         _check_fit(SwinConfig.from_dict(header["encoder"]), content["network_weights"])
     except (ValueError, TypeError) as error:
-        return f"has a header that cannot be right: {printable(error)}"
+        return f"has an invalid header: {printable(error)}"
     return None
 
 
 def _unusable(weights: Mapping[str, Tensor]) -> str | None:
     for name, tensor in weights.items():
         if why := why_no_weights(tensor):
-            return f"holds {name}, which {why}; it was not written so"
+            return f"holds {name}, which {why}; nnssl never writes that"
     return None
 
 
@@ -120,25 +120,27 @@ def _check_header(header: Mapping, citations: object) -> None:
 
 
 def _check_text(header: Mapping, citations: object) -> None:
-    _require_valid(_is_text(header["method"]), "method is a word", header["method"])
+    _require_valid(
+        _is_text(header["method"]), "method must be a non-empty string", header["method"]
+    )
     are_text = isinstance(citations, list) and all(isinstance(one, str) for one in citations)
-    _require_valid(are_text, "citations are a list of text", citations)
+    _require_valid(are_text, "citations must be a list of strings", citations)
 
 
 def _check_decoder(decoder: Mapping) -> None:
     """Its tensors are compared with the network's when they are loaded."""
-    _require_valid(_is_text(decoder.get("name")), "decoder has a name", decoder)
+    _require_valid(_is_text(decoder.get("name")), "decoder must have a name", decoder)
 
 
 def _check_kinds(header: Mapping) -> None:
     for name, kind in INFORMS.items():
         value = header.get(name, kind())
-        _require_valid(isinstance(value, kind), f"{name} is a {kind.__name__}", value)
+        _require_valid(isinstance(value, kind), f"{name} must be a {kind.__name__}", value)
 
 
 def _check_crop(crop: object, dims: int) -> None:
     fits = isinstance(crop, list) and len(crop) == dims and all(map(_is_edge, crop))
-    _require_valid(fits, f"crop is {dims} numbers of voxels", crop)
+    _require_valid(fits, f"crop must be {dims} numbers of voxels", crop)
 
 
 def _is_edge(voxels: object) -> bool:
@@ -147,7 +149,7 @@ def _is_edge(voxels: object) -> bool:
 
 def _check_plan(plan: object, dims: int) -> None:
     if not _has_keys(plan, {"hu", "spacing"}):
-        raise _unlike("plan says hu and spacing", plan)
+        raise _unlike("plan must have hu and spacing", plan)
     if plan["spacing"] is not None:
         _check_plan_spacing(plan["spacing"], dims)
     if plan["hu"] is not None:
@@ -156,7 +158,7 @@ def _check_plan(plan: object, dims: int) -> None:
 
 def _check_plan_spacing(spacing: object, dims: int) -> None:
     fits = isinstance(spacing, list) and dims <= len(spacing) <= 3 and all(map(_is_step, spacing))
-    _require_valid(fits, "spacing is numbers of mm", spacing)
+    _require_valid(fits, "spacing must be numbers in mm", spacing)
 
 
 def _is_step(mm: object) -> bool:
@@ -166,17 +168,17 @@ def _is_step(mm: object) -> bool:
 def _check_hu(hu: object) -> None:
     """A linear map has four numbers; one with knots a list of pairs as well."""
     if not _has_keys(hu, LINEAR) or hu.keys() - LINEAR - {"interior"}:
-        raise _unlike(f"hu says {sorted(LINEAR)}", hu)
+        raise _unlike(f"hu must have {sorted(LINEAR)}", hu)
     knots = hu.get("interior", [])
     _check_knots(knots)
     numbers = [*(hu[name] for name in LINEAR), *chain.from_iterable(knots)]
-    _require_valid(all(map(_is_number, numbers)), "hu is of numbers", hu)
+    _require_valid(all(map(_is_number, numbers)), "hu must have numbers", hu)
     HUPolicy.from_dict(hu)
 
 
 def _check_knots(knots: object) -> None:
     fits = isinstance(knots, list) and len(knots) <= MOST_KNOTS and all(map(_is_pair, knots))
-    _require_valid(fits, f"hu.interior is at most {MOST_KNOTS} pairs", knots)
+    _require_valid(fits, f"hu.interior must have at most {MOST_KNOTS} pairs", knots)
 
 
 def _is_pair(knot: object) -> bool:
@@ -190,10 +192,10 @@ def _are_fields(encoder: object) -> TypeGuard[dict[str, object]]:
 def _check_encoder(encoder: object) -> None:
     """Of the types that `SwinConfig` has; the rest it checks by itself."""
     if not _are_fields(encoder):
-        raise _unlike("encoder is fields", encoder)
+        raise _unlike("encoder must be a mapping of fields", encoder)
     for field in fields(SwinConfig):
         value = encoder.get(field.name, field.default)
-        rule = f"encoder.{field.name} is like {field.default!r}"
+        rule = f"encoder.{field.name} must have the type of {field.default!r}"
         _require_valid(_is_like(value, field.default), rule, value)
 
 
@@ -219,20 +221,22 @@ def _check_fit(config: SwinConfig, weights: Mapping[str, Tensor]) -> None:
     its blocks are Python objects.
     """
     _check_telling_shapes(config, weights)
-    _require_valid(sum(config.depths) <= len(weights), "a block has tensors", config.depths)
+    _require_valid(
+        sum(config.depths) <= len(weights), "every block must have tensors", config.depths
+    )
     _check_all_shapes(config, weights)
 
 
 def _check_all_shapes(config: SwinConfig, weights: Mapping[str, Tensor]) -> None:
     other = sorted(set(_expected_shapes(config).items()) ^ _encoder_shapes(weights))
-    rule = f"the tensors are those of the encoder {config.to_dict()}"
+    rule = f"the tensors must be those of the encoder {config.to_dict()}"
     _require_valid(not other, rule, [name for name, _ in other[:3]])
 
 
 def _check_telling_shapes(config: SwinConfig, weights: Mapping[str, Tensor]) -> None:
     for name, shape in _telling_shapes(config).items():
         got = tuple(weights[name].shape) if name in weights else "none"
-        _require_valid(got == shape, f"the encoder has {name} {shape}", got)
+        _require_valid(got == shape, f"the encoder must have {name} {shape}", got)
 
 
 def _encoder_shapes(weights: Mapping[str, Tensor]) -> set[tuple[str, tuple[int, ...]]]:

@@ -16,11 +16,11 @@ GLOBAL = re.compile(r"GLOBAL ([\w.]+)")  # how it names a class or function that
 
 
 class CheckpointError(ValueError):
-    """The file is not a checkpoint of ours, is damaged, or holds what must not become weights."""
+    """The file is not a checkpoint of this package, is damaged, or holds invalid weights."""
 
 
 def read_plain(path: Path) -> object:
-    """What a file of PyTorch holds, if that is tensors and plain values alone.
+    """The content of a PyTorch file, if it is tensors and plain values only.
 
     Numbers of numpy become Python's. Raises CheckpointError.
     """
@@ -33,22 +33,22 @@ def read_plain(path: Path) -> object:
 
 
 def _unreadable(path: Path, error: Exception) -> CheckpointError:
-    """The error that says what PyTorch's reader has met in a file."""
+    """The error for a file that PyTorch's reader refused."""
     if refused := GLOBAL.search(str(error)):
         return CheckpointError(
-            f"{path} cannot be read as a checkpoint: it holds more than tensors and plain "
-            f"values, namely {refused[1]}, which would have to be executed. Ask who made it "
-            "for a file of tensors alone: torch.save(model.state_dict(), FILE)"
+            f"{path} cannot be read as a checkpoint: it holds more than tensors and plain values, "
+            f"namely {refused[1]}, which would have to be executed. Ask its author for a file of "
+            "tensors only: torch.save(model.state_dict(), FILE)"
         )
     return CheckpointError(
         f"{path} cannot be read as a checkpoint: it is truncated, damaged, or holds more than "
-        f"tensors and plain values ({type(error).__name__}). Copy it again from where it was "
-        "made"
+        f"tensors and plain values ({type(error).__name__}). Copy it again from its "
+        "source"
     )
 
 
 def why_no_weights(tensor: object) -> str | None:
-    """Why something is no tensor of weights; None for a dense, floating, finite one."""
+    """Why something is not a tensor of weights; None for a dense, floating, finite one."""
     if not isinstance(tensor, Tensor):
         return f"is a {type(tensor).__name__}, not a tensor"
     if not _is_dense_floating(tensor):
@@ -67,7 +67,7 @@ def _is_dense_floating(tensor: Tensor) -> bool:
 
 
 def printable(text: object) -> str:
-    """On one line, with what a terminal would obey instead of showing it written out."""
+    """On one line, with control characters escaped."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
 
 
@@ -75,20 +75,21 @@ def _check_archive(path: Path) -> None:
     """Raises CheckpointError for a damaged archive, or one that PyTorch did not write.
 
     PyTorch's reader compares no checksum, so that a flipped bit would be a wrong weight. PyTorch
-    compresses nothing, so nothing has to be unpacked here: what is compressed may be a bomb.
+    compresses nothing, so nothing has to be unpacked here: a compressed record may be a
+    decompression bomb.
     """
     if not _is_archive(path):
         return  # PyTorch before 1.6, or no file of it: its reader will tell
     is_torch, damaged = _tested(path)
     if not is_torch:
         raise CheckpointError(
-            f"{path} cannot be read as a checkpoint: PyTorch did not write it, for its records are "
+            f"{path} cannot be read as a checkpoint: PyTorch did not write it: its records are "
             "compressed, overlap or share a name. Save it again with torch.save"
         )
     if damaged is not None:
         raise CheckpointError(
-            f"{path} cannot be read as a checkpoint: it is damaged, the checksum of "
-            f"{printable(damaged)} is another. Copy it again from where it was made"
+            f"{path} cannot be read as a checkpoint: it is damaged: the checksum of "
+            f"{printable(damaged)} does not match. Copy it again from its source"
         )
 
 
@@ -106,7 +107,7 @@ def _tested(path: Path) -> tuple[bool, str | None]:
     except Exception as error:  # as above
         raise CheckpointError(
             f"{path} cannot be read as a checkpoint: it is truncated or damaged "
-            f"({printable(error)}). Copy it again from where it was made"
+            f"({printable(error)}). Copy it again from its source"
         ) from error
 
 

@@ -62,7 +62,7 @@ def read_safe(path: Path) -> dict:
 def _in_order(weights: dict[str, Tensor], order: object, path: Path) -> dict[str, Tensor]:
     """The tensors as they were written; raises CheckpointError where `order` names others."""
     if not isinstance(order, list) or sorted(map(str, order)) != sorted(weights):
-        raise CheckpointError(f"{path} is damaged: it names other tensors than it holds")
+        raise CheckpointError(f"{path} is damaged: its tensor names do not match its tensors")
     return {name: weights[name] for name in order}
 
 
@@ -71,8 +71,8 @@ def _ours(entry: object, path: Path) -> dict:
     if isinstance(entry, dict) and entry.keys() >= {*STORED, "order"}:
         return entry
     raise CheckpointError(
-        f"{path} is a file of safetensors, but not of nnssl_convert --hub; third-party weights "
-        f"become a checkpoint by: nnssl_convert {path} -o CHECKPOINT"
+        f"{path} is a safetensors file, but not one of nnssl_convert --hub; to convert "
+        f"third-party weights, type: nnssl_convert {path} -o CHECKPOINT"
     )
 
 

@@ -1,4 +1,4 @@
-"""A checkpoint's weights into an encoder: every tensor or none, each difference explained."""
+"""Load a checkpoint's weights into an encoder: every tensor or none, each difference explained."""
 
 from __future__ import annotations
 
@@ -63,7 +63,9 @@ def _weights_of(encoder: Swin) -> dict[str, Tensor]:
 def _without_pretraining_only(
     given: dict[str, Tensor], wanted: Mapping[str, Tensor]
 ) -> dict[str, str]:
-    """Take from `given`, in place, what only a pretraining has; the reason of each by its name."""
+    """Remove from `given`, in place, the tensors that only a pretraining has; the reason of each by
+    its name.
+    """
     unused = PRETRAINING_ONLY.keys() & (given.keys() - wanted.keys())
     for name in unused:
         del given[name]
@@ -120,10 +122,10 @@ def _inflate(
 def _require_inflatable(checkpoint: Checkpoint, given: int, images: int) -> None:
     if given not in (1, images):
         raise TransferError(
-            f"{checkpoint.path} was pretrained on {given} channels, this image has {images}; "
-            "nothing was loaded. A first layer for one channel is inflated to any number of them, "
-            "one for several fits only as many. Pretrain on one channel, as nnssl_pretrain does, "
-            "convert without --rgb, or train from a random start: -tr SwinScratchTrainer"
+            f"{checkpoint.path} was pretrained on {given} channels, but this image has {images}; "
+            "nothing was loaded. A first layer for one channel is inflated to any number; one for "
+            "several channels fits only that number. Pretrain on one channel, as nnssl_pretrain "
+            "does, convert without --rgb, or train from a random start: -tr SwinScratchTrainer"
         )
 
 

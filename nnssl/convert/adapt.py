@@ -1,4 +1,4 @@
-"""Third-party weights in our names, made into those with which our encoder computes the same.
+"""Adapt third-party weights, under our names, so that our encoder computes the same function.
 
 One pure function a difference. Each takes and gives {name: tensor}, leaves what it does not concern
 as it is, and is an equality that a test states.
@@ -149,10 +149,7 @@ def patch(weights: Weights) -> int:
     """
     kernel = tuple(weights[STEM].shape[2:])
     if kernel not in {(2, 2, 2), (2, 2), (4, 4)}:
-        raise ValueError(
-            f"patches are {kernel}; ours are of 2 voxels per axis, and those of 4 x 4 can be "
-            "adapted"
-        )
+        raise ValueError(f"patches are {kernel}; supported are 2 voxels per axis and, in 2D, 4 x 4")
     return kernel[0]
 
 
@@ -209,7 +206,7 @@ def _depths(weights: Weights) -> tuple[int, ...]:
     """The number of blocks of each stage. Raises ValueError for a stage without any."""
     counts = [_blocks_of(stage, weights) for stage in range(1, 5)]
     if 0 in counts:
-        raise ValueError(f"the four stages of a Swin have blocks; those found here have {counts}")
+        raise ValueError(f"every one of a Swin's four stages must have blocks; found {counts}")
     return tuple(counts)
 
 
@@ -223,4 +220,4 @@ def _require_first_blocks(weights: Weights) -> None:
     parts = (f"attn.{TABLE}", "mlp.linear1.weight")
     needed = [first + part for first in FIRST_BLOCKS for part in parts]
     if missing := [name for name in needed if name not in weights]:
-        raise ValueError(f"a Swin has {missing[0]}, which is missing here")
+        raise ValueError(f"{missing[0]} is missing, which every Swin has")

@@ -20,7 +20,7 @@ def adapted(
     """
     dims = adapt.dims_of(weights)
     if request.dims not in (None, dims, 3):
-        raise ValueError("weights in 3D cannot become 2D")
+        raise ValueError("3D weights cannot be converted to 2D")
     is_legacy = source.merging == "legacy" and dims == 3
     is_inflated = request.dims == 3 and dims == 2
     work = _Adaptation(weights)
@@ -54,14 +54,14 @@ class _Adaptation:
         if adapt.patch(self.weights) == 4:
             self.replace(
                 adapt.halved_patch(self.weights),
-                "patches of 4 x 4 pixels -> 2 x 2, as though each pixel was doubled",
+                "patches of 4 x 4 pixels -> 2 x 2, as if every pixel were doubled",
             )
 
     def adapt_channels(self) -> None:
         if adapt.dims_of(self.weights) == 2 and self.weights[STEM].shape[1] == 3:
             self.replace(
                 adapt.grey(self.weights),
-                "red, green, blue -> one channel, as though all were equal",
+                "red, green, blue -> one channel, as if all were equal",
             )
 
     def adapt_axes(self, source: Source, is_legacy: bool) -> None:
@@ -80,14 +80,12 @@ class _Adaptation:
         self.weights = adapt.reorder_merge(self.weights, theirs, ours)
 
     def inflate(self) -> None:
-        self.replace(
-            adapt.inflated(self.weights), "2D -> 3D, as though a volume was constant along z"
-        )
+        self.replace(adapt.inflated(self.weights), "2D -> 3D, as if a volume were constant along z")
 
     def drop_idle_norms(self) -> None:
         kept = adapt.without_idle_norms(self.weights)
         if len(kept) < len(self.weights):
-            self.replace(kept, "norms of the four maps: not trained, the same without")
+            self.replace(kept, "norms of the four maps: untrained and without effect, dropped")
 
 
 def _their_corners(source: Source, dims: int) -> list[tuple[int, ...]]:

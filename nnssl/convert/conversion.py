@@ -69,13 +69,13 @@ def convert(request: ConvertRequest) -> str:
 
 def _check_output(request: ConvertRequest) -> None:
     if request.output.exists():
-        raise ForeignError(f"{request.output} exists; choose another -o, or remove it")
+        raise ForeignError(f"{request.output} already exists; choose another -o, or remove it")
     if (request.licence or request.about) and not request.hub:
         raise ForeignError("--licence and --about are for the card of a folder: add --hub")
 
 
 def _report(request: ConvertRequest) -> str:
-    """What was written, and what to do with it."""
+    """What was written, and how to use it."""
     description = checkpoint.describe(checkpoint.load(request.output))
     if not request.hub:
         return f"{description}\nUse it: nnssl_plan -d DATASET -c {request.output}"
@@ -107,7 +107,7 @@ def _require_another_form(request: ConvertRequest) -> None:
     """Raises ForeignError where a checkpoint of ours would be written as it is, or described."""
     if given := request.about_others:
         raise ForeignError(
-            f"{request.file} is a checkpoint of this package, which says itself what it is: leave "
+            f"{request.file} is a checkpoint of this package, which already records this: leave "
             f"out --{' --'.join(name.replace('_', '-') for name in given)}"
         )
     if not request.hub and request.output.suffix == Path(request.file).suffix:
@@ -127,7 +127,10 @@ def encoder_from(tensors: dict[str, Tensor], request: ConvertRequest) -> Convert
     encoder, weights, adapted = _adapted(weights, source, request)
     new = _new_merge(weights, source, encoder)
     if new:
-        adapted += ("the last merge, which the file has not, is new (truncated normal, seed 0)",)
+        adapted += (
+            "the last merge is missing in the file and newly initialised "
+            "(truncated normal, seed 0)",
+        )
     _fill(encoder, weights | new, request)
     return Converted(encoder, source, found, len(weights), adapted, left_out)
 
@@ -136,7 +139,8 @@ def _fill(encoder: Swin, weights: adapt.Weights, request: ConvertRequest) -> Non
     """Raises ForeignError where they are not just the encoder's."""
     if problems := checkpoint.differences(weights, encoder.state_dict()):
         raise ForeignError(
-            f"{request.file} is not the encoder it seems to be; nothing was written:\n  {problems}"
+            f"{request.file} does not match the encoder it resembles; nothing was written:\n  "
+            f"{problems}"
         )
     encoder.load_state_dict(weights)
 
@@ -173,8 +177,9 @@ def _source(found: LayoutMatch, names: list[str], request: ConvertRequest) -> So
     )
     if source.merging is None:
         raise ForeignError(
-            "MONAI 1.5 changed which tokens a merge joins, and no file says which it was trained "
-            "with: --merging legacy (before 1.5) or --merging all (1.5 and later)"
+            "--merging is unknown: MONAI 1.5 changed which tokens a merge joins, and the file "
+            "does not record the version. Give --merging legacy (before 1.5) or --merging all "
+            "(1.5 and later)"
         )
     return source
 
@@ -219,7 +224,7 @@ def _require_usual_index(name: str, index: Tensor, table: Tensor | None, dims: i
     usual = relative_index((window,) * dims, window, "exact")
     if not torch.equal(index.flatten().long(), usual):
         raise ForeignError(
-            f"{name} is not that of a window of {window} in {dims}D: its bias table cannot be read"
+            f"{name} is not that of a window of {window} in {dims}D: its bias table cannot be used"
         )
 
 
@@ -238,9 +243,9 @@ def _hu(request: ConvertRequest, source: Source) -> HUPolicy | None:
     if request.no_hu or source.plain:
         return None
     raise ForeignError(
-        f"it is not known which HU the weights of {source.name} ({source.title}) saw: say "
-        "which became 0 and 1, --hu LOW HIGH, or --no-hu to let images pass as nnU-Net "
-        "normalises them"
+        f"unknown HU range: the weights of {source.name} ({source.title}) do not record it. Give "
+        "the HU that were mapped to 0 and 1 with --hu LOW HIGH, or --no-hu to keep nnU-Net's "
+        "normalisation"
     )
 
 
@@ -250,7 +255,7 @@ def _named_hu(hu: tuple[float, ...], source: Source) -> HUPolicy:
         return HUPolicy(*hu)
     if len(hu) == 2:
         return source.policy(hu)
-    raise ForeignError(f"--hu takes LOW HIGH, which became 0 and 1, or LOW HIGH MEAN SD; got {hu}")
+    raise ForeignError(f"--hu takes LOW HIGH (mapped to 0 and 1), or LOW HIGH MEAN SD; got {hu}")
 
 
 def _converted_header(request: ConvertRequest, done: Converted) -> dict:

@@ -1,5 +1,4 @@
-"""How files of others are laid out, as data: where the encoder's tensors are, and what they are
-called.
+"""Layouts of third-party files, as data: where the encoder's tensors are, and what they are called.
 
 A layout's rules rename tensors to our names (`nnssl.encoder.swin`). {a} in them counts stages from
 0, {b} from 1, {c} is 2a+1 and {d} is 2b. What no rule touches keeps its name.

@@ -1,4 +1,4 @@
-"""Files of others: opened without executing anything in them, and searched for an encoder."""
+"""Third-party files: opened without executing anything in them, and searched for an encoder."""
 
 from __future__ import annotations
 
@@ -47,14 +47,14 @@ def tensors_in(content: object, path: Path) -> dict[str, Tensor]:
     if not tensors:
         raise _without_tensors(content, path)
     if odd := [name for name in tensors if not (isinstance(name, str) and name.isprintable())]:
-        raise ForeignError(f"{path} holds tensors whose names are no names: {odd[:3]!s:.300}")
+        raise ForeignError(f"{path} holds tensors with invalid names: {odd[:3]!s:.300}")
     return tensors
 
 
 def _without_tensors(content: object, path: Path) -> ForeignError:
     shown = list(content)[:10] if isinstance(content, dict) else type(content).__name__
     return ForeignError(
-        f"{path} holds no tensors by name, but {shown!s:.300}; looked for them at the top and "
+        f"{path} holds no tensors by name, but {shown!s:.300}; searched for them at the top and "
         f"under {', '.join(WRAPPERS)}"
     )
 
@@ -78,7 +78,7 @@ def _safetensors(path: Path) -> dict:
         return read_safe(path) if names_ours(path) else load_file(path)
     except SafetensorError as error:
         raise CheckpointError(
-            f"{path} cannot be read: it is truncated, or no file of safetensors ({error})"
+            f"{path} cannot be read: it is truncated, or not a safetensors file ({error})"
         ) from error
 
 
@@ -98,7 +98,8 @@ def encoder_in(path: Path, names: list[str], prefix: str | None) -> LayoutMatch:
 def _ambiguous(path: Path, found: list[LayoutMatch]) -> ForeignError:
     shown = ", ".join(repr(each.prefix) for each in found)
     return ForeignError(
-        f"{path} holds {len(found)} encoder(s), with names that begin with {shown}: choose --prefix"
+        f"{path} holds {len(found)} encoder(s), with names that begin with {shown}: choose "
+        "one with --prefix"
     )
 
 
@@ -106,6 +107,6 @@ def _unknown(path: Path, names: list[str]) -> ForeignError:
     known = ", ".join(layout.name for layout in LAYOUTS)
     tops = sorted({name.split(".")[0] for name in names})[:8]
     return ForeignError(
-        f"no Swin encoder of a known layout is in {path}: {guess(names)}. Its names begin with "
+        f"{path} has no Swin encoder of a known layout: {guess(names)}. Its names begin with "
         f"{tops}; known layouts: {known}"
     )

@@ -132,7 +132,7 @@ SOURCES = (
     ),
     Source(
         "monai",
-        "a Swin UNETR of MONAI, trained by you or others",
+        "a Swin UNETR of MONAI, trained elsewhere",
         licence=UNSTATED,
         merging=None,
         citation=TANG,
@@ -171,7 +171,7 @@ def source_by_name(name: str, layout: str) -> Source:
     fitting = {source.name: source for source in _of_layout(layout)}
     if name not in fitting:
         raise ValueError(
-            f"--source {name} does not go with a file in layout {layout}; such files are of: "
+            f"--source {name} does not match a file of layout {layout}; allowed for this layout: "
             f"{', '.join(fitting)}"
         )
     return fitting[name]

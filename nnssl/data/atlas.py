@@ -1,6 +1,4 @@
-"""Where each scan of a collection lies beside the others: affine maps to one template, found
-without labels.
-"""
+"""Register every scan of a collection to one template by affine maps, without labels."""
 
 from __future__ import annotations
 
@@ -26,7 +24,7 @@ NOTHING = 1e-3  # std of an image that shows nothing to register
 
 
 class RegistrationError(ValueError):
-    """A scan that could not be brought to the template; it is left out."""
+    """A scan could not be registered to the template; it is left out."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +50,8 @@ def _positions(shape: Shape, spacing: Spacing) -> np.ndarray:
 
 
 def template_of(shapes: Sequence[Shape]) -> int:
-    """The scan that is nearest to the 80th percentile of all sizes: it shows most of what the
-    others show.
+    """The scan nearest to the 80th percentile of all sizes: it covers most of what the others
+    cover.
     """
     sizes = np.array(shapes, dtype=float)
     distances = np.abs(sizes - np.percentile(sizes, 80, axis=0)).sum(axis=1)
@@ -79,13 +77,13 @@ def _best(fixed: SimpleITK.Image, moving: SimpleITK.Image) -> SimpleITK.AffineTr
     """The transform from fixed to moving of the lowest metric, over all STARTS."""
     found = [one for start in STARTS if (one := _register(fixed, moving, start)) is not None]
     if not found:
-        raise RegistrationError("shows nothing that could be registered")
+        raise RegistrationError("has no structure to register")
     _, transform = min(found, key=lambda one: one[0])
     return transform
 
 
 def _affine_of(transform: SimpleITK.AffineTransform) -> Affine:
-    """Raises RegistrationError for a map that stretches more than anatomy differs."""
+    """Raises RegistrationError for a map that stretches more than anatomical variation explains."""
     matrix = np.array(transform.GetMatrix()).reshape(3, 3)
     _check_stretch(matrix)
     centre, shift = np.array(transform.GetCenter()), np.array(transform.GetTranslation())

@@ -1,4 +1,4 @@
-"""Files read a block at a time, so that none need fit into memory."""
+"""Files read one block at a time, so that no file has to fit into memory."""
 
 from __future__ import annotations
 

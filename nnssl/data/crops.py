@@ -31,7 +31,7 @@ def stored_array(path: Path | str) -> blosc2.NDArray:
     """A volume [1 *size] as nnU-Net and we store it, opened and not read."""
     array = blosc2.open(str(path), **OPEN)
     if not isinstance(array, blosc2.NDArray):
-        raise ValueError(f"{path} is no stored volume: it holds a {type(array).__name__}")
+        raise ValueError(f"{path} is not a stored volume: it holds a {type(array).__name__}")
     return array
 
 
@@ -117,9 +117,8 @@ class Crops(torch.utils.data.Dataset):
         """The numbers of cases."""
         if not stored or stored + failed < planned:
             raise ValueError(
-                f"{stored} of the {planned} cases of the plan are preprocessed in "
-                f"{self.folder}; run nnssl_pretrain with the same -i or -d again, it continues "
-                "where it stopped"
+                f"{stored} of the {planned} cases of the plan are preprocessed in {self.folder}; "
+                "run nnssl_pretrain again with the same -i or -d to preprocess the rest"
             )
 
     def _requested(self, cases: Sequence[str]) -> tuple[str, ...]:
@@ -127,9 +126,9 @@ class Crops(torch.utils.data.Dataset):
         gone = [case for case in cases if not _is_stored(case, names)]
         if gone:
             raise ValueError(
-                f"{len(gone)} of the {len(cases)} scans that the run is on are not in "
-                f"{self.folder} any more, such as {gone[0]}: put the raw scans back, and -i or -d "
-                "preprocesses them again; or begin a run on what is there from this one's "
+                f"{len(gone)} of the {len(cases)} scans that this run trains on are no longer in "
+                f"{self.folder}, such as {gone[0]}: put the raw scans back and preprocess them "
+                "again with -i or -d; or start a new run on the remaining scans from this run's "
                 "encoder: --from checkpoint_latest.pth -o FOLDER, without --c"
             )
         return tuple(cases)
@@ -139,7 +138,7 @@ class Crops(torch.utils.data.Dataset):
 
     def __getitem__(self, index: int) -> dict:
         if index < 0:
-            raise IndexError(f"samples are numbered from 0, got {index}")
+            raise IndexError(f"sample numbers start at 0, got {index}")
         scan = self._scan(index)
         case = self.cases[scan]
         properties = self._properties(case)
@@ -189,9 +188,9 @@ class Crops(torch.utils.data.Dataset):
         properties = self.source.note(case)
         if properties["fingerprint"] != self.fingerprint:
             raise ValueError(
-                f"{self.folder / case}.json was made with plan {properties['fingerprint']}, not "
-                f"with {self.fingerprint}; files of two plans are not mixed: delete {self.folder}, "
-                "or choose another name"
+                f"{self.folder / case}.json was written by plan {properties['fingerprint']}, not "
+                f"by {self.fingerprint}; files of two plans are never mixed: delete "
+                f"{self.folder}, or choose another --name"
             )
         return properties
 

@@ -66,7 +66,7 @@ def _inside_folder(header: Path, name: str) -> Path:
         )
     path = header.parent / name
     if not path.is_file():
-        raise unreadable(f"its data file {name[:60]!r} is not there")
+        raise unreadable(f"its data file {name[:60]!r} does not exist")
     return path
 
 

@@ -1,4 +1,4 @@
-"""DICOM: the series of a folder, told apart by their headers and read in order."""
+"""DICOM: the series of a folder, identified by their headers and read in slice order."""
 
 from __future__ import annotations
 
@@ -20,9 +20,7 @@ AIR = -1024.0  # HU of what a tilted gantry did not scan
 
 
 def looks_like_dicom(path: Path) -> bool:
-    """By its ending, or by the letters that stand at byte 128 of a DICOM file. Nothing but a file
-    is opened.
-    """
+    """By its file extension, or by the DICM magic at byte 128. Only regular files are opened."""
     if path.name.upper() == "DICOMDIR" or not path.is_file():
         return False
     return path.suffix.lower() in DICOM_ENDINGS or _begins_as_dicom(path)
@@ -133,7 +131,7 @@ def _usable(folder: Path | str, uid: str, cache: Path | None) -> Series:
     """Raises UnusableScanError for a series that is left out, or gone."""
     series = series_in(folder, cache).get(uid)
     if series is None:
-        raise UnusableScanError(f"the series is no longer in {folder}")
+        raise UnusableScanError(f"the series no longer exists in {folder}")
     if series.reason:
         raise UnusableScanError(series.reason)
     return series

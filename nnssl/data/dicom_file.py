@@ -73,8 +73,8 @@ class Image(Elements):
 
 
 def read_image(path: Path | str) -> Image:
-    """Raises UnusableScanError for what is no DICOM image or is cut short, and OSError when the
-    disk does not answer.
+    """Raises UnusableScanError for a file that is not a DICOM image or is truncated, and OSError
+    when the disk does not respond.
     """
     with Path(path).open("rb") as file:
         size = file.seek(0, 2)
@@ -83,7 +83,9 @@ def read_image(path: Path | str) -> Image:
         except (struct.error, ValueError, RecursionError) as error:
             if isinstance(error, UnusableScanError):
                 raise
-            raise UnusableScanError(f"it is no DICOM image, or damaged ({error})") from error
+            raise UnusableScanError(
+                f"it is not a DICOM image, or it is damaged ({error})"
+            ) from error
 
 
 class _Reader:
@@ -109,7 +111,7 @@ class _Reader:
         self.explicit, self.order = syntax != IMPLICIT, ">" if syntax == BIG_ENDIAN else "<"
 
     def _file_meta(self, image: Image) -> None:
-        """Read group 2, which names the transfer syntax; guess it where there is none."""
+        """Read group 2, which names the transfer syntax; without one, guess it."""
         self.file.seek(128)
         if self.file.read(4) != b"DICM":
             self.file.seek(0)
@@ -196,7 +198,9 @@ class _Reader:
             if tag == SEQUENCE_END:
                 return
             if tag != ITEM:
-                raise UnusableScanError("it is damaged: a sequence holds something else than items")
+                raise UnusableScanError(
+                    "it is damaged: a sequence holds something other than items"
+                )
             item = Elements()
             item_end = end if length == UNDEFINED else self._within(length, end)
             self._elements(item, item_end, depth + 1)
@@ -206,7 +210,7 @@ class _Reader:
         """Where `length` bytes from here end, which must not be beyond `end`."""
         stop = self.file.tell() + length
         if stop > end:
-            raise UnusableScanError("it is cut short, fewer bytes than the header promises")
+            raise UnusableScanError("it is truncated, fewer bytes than the header promises")
         return stop
 
     def _fragments(self) -> tuple[int, int]:
@@ -220,10 +224,10 @@ class _Reader:
                 break
             self.file.seek(self._within(length, self.size))
             lengths.append(length)
-        raise UnusableScanError("it is cut short: its compressed voxels do not end")
+        raise UnusableScanError("it is truncated: its compressed voxels do not end")
 
     def _check(self, image: Image, syntax: str) -> None:
-        """Note the image's size; refuse what is no image, or has fewer voxels than that."""
+        """Note the image's size; refuse files without an image, or with too few voxels."""
         order = "big" if self.order == ">" else "little"
         columns, rows, bits = (image.number(tag, 0, order) for tag in (COLUMNS, ROWS, BITS))
         frames = int(image.text(FRAMES) or 1)
@@ -237,19 +241,19 @@ class _Reader:
 
 
 def _check_length(image: Image, bits: int, length: int, fragments: int, is_native: bool) -> None:
-    """Refuse voxels of `length` bytes in so many compressed pieces that cannot be the image."""
+    """Refuse voxels of `length` bytes in `fragments` compressed pieces that cannot be the image."""
     wanted = image.bytes(bits)
     if is_native == bool(fragments):
         raise UnusableScanError("it is damaged: its transfer syntax and its voxels disagree")
     if fragments:
         _check_compressed(length, fragments, image.size[2], wanted)
     elif length < wanted:
-        raise UnusableScanError(f"it is cut short, {length} of {wanted} bytes of voxels are there")
+        raise UnusableScanError(f"it is truncated, {length} of {wanted} bytes of voxels are there")
 
 
 def _check_compressed(length: int, fragments: int, frames: int, wanted: int) -> None:
     """`wanted` bytes of so many frames from `length` compressed ones."""
     if fragments < frames or wanted > COMPRESSED * length:
         raise UnusableScanError(
-            f"it is cut short: {length} compressed bytes in {fragments} pieces for {frames} frames"
+            f"it is truncated: {length} compressed bytes in {fragments} pieces for {frames} frames"
         )

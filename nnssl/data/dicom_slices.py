@@ -1,4 +1,4 @@
-"""What the headers of DICOM files say of each slice."""
+"""Slice information from the headers of DICOM files."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ PLANE, PLANE_ORIENTATION, MEASURES, RESCALING = 0x00209113, 0x00209116, 0x002891
 
 @dataclass(frozen=True)
 class Slice:
-    """What the header of one file says of one frame. `position` in mm; `orientation`: of the rows,
-    then columns.
+    """The header of one frame of a file. `position` in mm; `orientation`: of the rows, then
+    columns.
 
-    `pixel`: mm (x, y). `error`: why there is no more than the name.
+    `pixel`: mm (x, y). `error`: why only the name is known.
     """
 
     name: str
@@ -50,7 +50,7 @@ class Slice:
 
 def read_slices(paths: Sequence[Path]) -> Iterator[Slice]:
     """One per frame; a file that cannot be read is a slice with an error. PassingError when the
-    disk does not answer.
+    disk does not respond.
     """
     for path in paths:
         try:
@@ -75,7 +75,7 @@ class _Frame:
     file: Image
 
     def text(self, sequence: int, tag: int) -> str:
-        """What the nearest of them says under `tag`, which the first two have in `sequence`."""
+        """The value of `tag` in the nearest of them; the first two have it in `sequence`."""
         nested = (self.own.first(sequence), self.shared.first(sequence), self.file)
         return next((elements.text(tag) for elements in nested if tag in elements.values), "")
 
@@ -84,18 +84,18 @@ class _Frame:
 
 
 def _frames(name: str, image: Image) -> Iterator[Slice]:
-    """A slice for each frame; what a file of many does not say of each frame it says for all."""
+    """A slice for each frame; values absent for a frame are taken from the whole file."""
     shared = image.first(SHARED)
     for number, own in enumerate(_descriptions(image)):
         yield _slice(name, number, _Frame(own, shared, image))
 
 
 def _descriptions(image: Image) -> Iterable[Elements]:
-    """What the file says of each of its frames alone."""
+    """The per-frame headers of the file."""
     *_, count = image.size
     each = image.sequences.get(EACH, [])
     if len(each) not in (0, count):
-        raise UnusableScanError(f"it has {count} frames and describes {len(each)}")
+        raise UnusableScanError(f"it has {count} frames but describes {len(each)}")
     return each or repeat(Elements(), count)
 
 

@@ -1,4 +1,4 @@
-"""The stacks that the slices of a DICOM folder make, and which of them are no scan."""
+"""Group the slices of a DICOM folder into stacks, and reject stacks that are not scans."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def _judge_stack(uid: str, slices: list[Slice]) -> Series:
 
 
 def _arranged(uid: str, stack: list[Slice]) -> Series:
-    """In order along the stack. UnusableScanError for slices that are no grid."""
+    """In order along the stack. UnusableScanError for slices that do not form a grid."""
     first = stack[0]
     positions = np.array([one.position for one in stack])
     found = arrange(positions, np.array(first.orientation), table=first.modality == "CT")
@@ -158,7 +158,7 @@ def _check_image_type(words: set[str]) -> None:
 
 
 def _check_orientation(one: Slice) -> None:
-    """Refuse a slice that does not say where it lies."""
+    """Refuse a slice without a position."""
     if not (one.position and one.orientation):
         raise UnusableScanError(
             "has no ImagePositionPatient or ImageOrientationPatient, so its slices cannot be placed"
@@ -166,10 +166,10 @@ def _check_orientation(one: Slice) -> None:
 
 
 def _check_pixel(pixel: tuple[float, ...]) -> None:
-    """Refuse a slice that does not say how large its pixels are, in mm."""
+    """Refuse a slice without pixel spacing."""
     if not pixel or min(pixel) <= 0:
         raise UnusableScanError(
-            f"says no spacing: PixelSpacing {pixel or 'is absent or no two numbers'}"
+            f"has no usable spacing: PixelSpacing {pixel or 'is absent or not two numbers'}"
         )
 
 

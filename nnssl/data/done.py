@@ -1,4 +1,4 @@
-"""Which cases are preprocessed: known at the start of a run without opening a note for each."""
+"""The preprocessed cases, known at the start of a run without opening a note for each."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Done:
         return is_done(case_id, self.fingerprint, self.folder)
 
     def keep(self, cases: Iterable[str]) -> None:
-        """Write the index of `cases`, which are stored now, unless it says so already.
+        """Write the index of `cases`, which are stored now, unless it already lists them.
 
         Where it knew all that were asked for, and no others, the folder is not listed again.
         """
@@ -92,9 +92,9 @@ def is_done(case_id: str, fingerprint: str, folder: Path) -> bool:
         return False
     if properties["fingerprint"] != fingerprint:
         raise ValueError(
-            f"{note_file} was made with plan {properties['fingerprint']}, this plan is "
-            f"{fingerprint}; files of two plans are not mixed: delete {folder}, or choose "
-            "another name"
+            f"{note_file} was written by plan {properties['fingerprint']}, this plan is "
+            f"{fingerprint}; files of two plans are never mixed: delete {folder}, or choose "
+            "another --name"
         )
     return properties["bytes"] == size
 

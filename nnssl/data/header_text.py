@@ -1,4 +1,4 @@
-"""What the text headers of MetaImage and NRRD have in common: lines, numbers, promises."""
+"""Shared parts of the text headers of MetaImage and NRRD: lines, numbers, promised sizes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class StoredVoxels:
 
     @property
     def holds_no_air(self) -> bool:
-        """Whether no voxel can be as low as the HU of air, for want of a sign or of bits."""
+        """Whether the type cannot hold the HU of air: unsigned, or too few bits."""
         return self.unsigned or self.size == 1
 
     @property
@@ -41,10 +41,10 @@ class StoredVoxels:
 
 
 def lines(file: BinaryIO) -> Iterator[str]:
-    """Raises UnusableScanError for what is no text, or longer than any header."""
+    """Raises UnusableScanError for a header that is not text, or longer than any valid one."""
     while line := file.readline(LONGEST_LINE + 1):
         if len(line) > LONGEST_LINE or file.tell() > LONGEST_HEADER or b"\0" in line:
-            raise unreadable("its header is no text, or longer than any header")
+            raise unreadable("its header is not text, or is longer than any valid header")
         yield line.decode("latin-1").strip("\r\n")
 
 

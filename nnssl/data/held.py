@@ -106,7 +106,7 @@ class Held:
                 bar.update()
 
     def __getstate__(self) -> dict:
-        """For a reading process: it needs the notes alone where crops are cut late."""
+        """For a reading process: it needs only the notes if crops are cut late."""
         return {**self.__dict__, "_block": None} if self.late else self.__dict__
 
     def note(self, case: str) -> dict:

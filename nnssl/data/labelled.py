@@ -54,7 +54,7 @@ def find_labelled(dataset: Path, count: int) -> Labelled:
     _check_count(count)
     if not (dataset / "dataset.json").is_file():
         raise ValueError(
-            f"{dataset} holds no dataset.json; a probe needs an nnU-Net raw dataset with labels"
+            f"{dataset} has no dataset.json; a probe needs an nnU-Net raw dataset with labels"
         )
     raw = open_raw(dataset)
     labels = _integer_labels(dataset, raw)

@@ -86,7 +86,7 @@ def _add_field(fields: dict[str, str], line: str) -> None:
     found = re.fullmatch(r"\s*(\w+)\s*=\s*(\S[^\r]*?)\s*", line)
     if not found or found[1] in fields:
         raise unreadable(
-            f"line {len(fields) + 1} of its header is not KEY = VALUE, or a key is there twice"
+            f"line {len(fields) + 1} of its header is not KEY = VALUE, or repeats a key"
         )
     fields[found[1]] = found[2]
 

@@ -1,6 +1,4 @@
-"""Scans of a plan that lie under another path now: the same below the folder that was given with
--i.
-"""
+"""Scans of a plan that have moved: the same path below another folder given with -i."""
 
 from __future__ import annotations
 

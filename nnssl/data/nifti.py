@@ -1,6 +1,6 @@
 """NIfTI, checked before ITK reads it.
 
-ITK fills the rest of a file that is cut short with 0, and reads 0 where a voxel is NaN or infinite.
+ITK fills the missing rest of a truncated file with 0, and reads 0 where a voxel is NaN or infinite.
 In HU that is water, so neither would be noticed later. It takes 1 mm where there is no spacing, and
 allocates what a header says.
 """
@@ -74,7 +74,7 @@ def _check_length(promised: Header, size: int, most: int) -> None:
     needed = promised.offset + promised.bytes
     if needed > most * size:
         raise unreadable(
-            f"it is cut short, {size} bytes cannot hold the {needed} that its header promises"
+            f"it is truncated, {size} bytes cannot hold the {needed} that its header promises"
         )
 
 
@@ -154,7 +154,7 @@ def _dtype(header: Nifti1Header) -> np.dtype:
 def _check_pixdim(header: Nifti1Header) -> None:
     spacing = np.abs(header["pixdim"][1:4].astype(float))
     if not (np.isfinite(spacing).all() and spacing.all()):
-        raise UnusableScanError(f"says no spacing: pixdim {spacing.tolist()}")
+        raise UnusableScanError(f"has no usable spacing: pixdim {spacing.tolist()}")
     if int(header["sform_code"]) > 0:
         _check_same(spacing, _sform_spacing(header))
 
@@ -168,20 +168,20 @@ def _check_same(pixdim: np.ndarray, sform: np.ndarray) -> None:
     """The spacing by either."""
     if not np.allclose(pixdim, sform, rtol=SAME_SPACING):
         raise UnusableScanError(
-            f"says two spacings: {pixdim.round(4).tolist()} (pixdim) and "
+            f"gives two different spacings: {pixdim.round(4).tolist()} (pixdim) and "
             f"{sform.round(4).tolist()} (sform) mm"
         )
 
 
 def check_nifti(path: Path | str) -> None:
-    """Read the file once, a block at a time. UnusableScanError when it is cut short, damaged, NaN
+    """Read the file once, a block at a time. UnusableScanError when it is truncated, damaged, NaN
     or infinite.
     """
     header = read_nifti_header(path)
     with passing_errors(), _damage():
         count = _count_bytes(Path(path), header)
     if count < header.bytes:
-        raise unreadable(f"it is cut short, {count} of {header.bytes} bytes of voxels are there")
+        raise unreadable(f"it is truncated, {count} of {header.bytes} bytes of voxels are there")
 
 
 def _voxel_blocks(path: Path, offset: int) -> Iterator[bytes]:

@@ -41,14 +41,14 @@ ENCODINGS = {
     "ascii": "text",
     "hex": "hex",
 }
-NO_FIELD = "a line of its header is not FIELD: VALUE, or a field is there twice"
+NO_FIELD = "a line of its header is not FIELD: VALUE, or repeats a field"
 
 
 def parse(path: Path, file: BinaryIO) -> StoredVoxels:
     """Raises UnusableScanError, or ValueError or KeyError for what is not understood."""
     header = lines(file)
     if not re.fullmatch(r"NRRD000[1-6]", next(header, "")):
-        raise unreadable("it does not begin as NRRD does")
+        raise unreadable("it does not begin with the NRRD magic")
     fields, rest = _fields(header)
     shape = _checked_sizes(fields)
     sheared = len(shape) == 3 and _is_sheared(fields)

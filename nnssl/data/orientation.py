@@ -75,7 +75,7 @@ def is_permuted(direction: np.ndarray) -> bool:
 
 
 def describe_mixture(names: Iterable[str]) -> str:
-    """What to say of the orientations of a collection; nothing where there is one."""
+    """The message on the orientations of a collection; empty if there is only one."""
     counts = Counter(filter(None, names))
     if len(counts) < 2:
         return ""

@@ -37,7 +37,7 @@ FEWEST = 2  # scans
 
 
 class TooFewRegistered(ValueError):
-    """Too few scans could be registered to one another for parcels to be made."""
+    """Too few scans could be registered to one another to create parcels."""
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,8 @@ def make(
     cases: Sequence[str] | None = None,
     least: float = 0.0,
 ) -> list[str]:
-    """Make the parcels of all preprocessed scans, unless they are there; the ids of the scans that
-    have some.
+    """Create the parcels of all preprocessed scans, unless they exist; returns the ids of the scans
+    that have some.
 
     cases: of a run that continues; what was made for them stays, whatever scans were added since.
     least: the fraction of the scans that must have parcels.
@@ -84,7 +84,7 @@ def make(
         return ready
     _require_not_failed(folder, made_for, needed)
     print_fn(
-        f"parcels: {len(stored)} scans are registered to one of them, a second or two each "
+        f"parcels: {len(stored)} scans are being registered to one of them, a second or two each "
         f"(in {max(1, num_processes)} processes)"
     )
     work = _Work(folder, plan.hu, plan.spacing)
@@ -103,7 +103,7 @@ def make(
 def _check_classes(classes: int) -> None:
     if not 2 <= classes <= MOST_CLASSES:
         raise ValueError(
-            f"classes must be from 2 to {MOST_CLASSES}, got {classes}: --set classes=64"
+            f"classes must be from 2 to {MOST_CLASSES}, got {classes}: type --set classes=64"
         )
 
 
@@ -179,19 +179,19 @@ def preprocessed(folder: Path, plan: Plan) -> list[str]:
 
 
 def are_made(folder: Path, plan: Plan, classes: int) -> bool:
-    """Whether the preprocessed scans have parcels of so many classes."""
+    """Whether the preprocessed scans have parcels with this number of classes."""
     return _ready(folder, _made_for(folder, plan, classes, None), None) is not None
 
 
 def cases_with_parcels(folder: Path, plan: Plan) -> list[str]:
-    """The ids of the plan's scans that have parcels. Raises OSError where none were made."""
+    """The ids of the plan's scans that have parcels. Raises OSError where none exist."""
     with_parcels = set(read_json(inside(folder, NOTE))["cases"])
     return [case.id for case in plan.cases if case.id in with_parcels]
 
 
 def identity(folder: Path) -> str:
-    """What a run must find again to continue: of parcels made otherwise the numbers mean other
-    places. Raises OSError where none were made.
+    """The identity that a run must find again to continue: in other parcels the same numbers mean
+    other regions. Raises OSError where none exist.
     """
     metadata = read_json(inside(folder, NOTE))
     which = fingerprint([metadata["template"], metadata["centres"]])
@@ -260,7 +260,7 @@ def _holds(metadata: dict, made_for: dict, cases: Sequence[str] | None) -> bool:
 
 
 def _read_note(path: Path) -> dict | None:
-    """None where there is none, or a damaged one."""
+    """None if it is absent or damaged."""
     try:
         metadata = read_json(path)
     except (OSError, ValueError):

@@ -15,9 +15,9 @@ def checked_globs(patterns: Sequence[str]) -> tuple[str, ...]:
         parts = PurePosixPath(pattern).parts
         if not parts or parts[0] == "/" or ".." in parts:
             raise ValueError(
-                f"--pattern {pattern!r} is not a path within the folder of -i: write it from there "
-                "on, such as --pattern '*/ct.nii.gz' (* within a name, ** for any number of "
-                "folders)"
+                f"--pattern {pattern!r} is not a path within the folder of -i: write it relative "
+                "to that folder, such as --pattern '*/ct.nii.gz' (* within a name, ** for any "
+                "number of folders)"
             )
     return tuple(sorted(set(patterns)))
 
@@ -42,8 +42,8 @@ def nothing(folder: Path, patterns: Sequence[str], there: Iterable[str]) -> Valu
     names = sorted(str(path.relative_to(folder)) for path in paths if path.is_relative_to(folder))
     return ValueError(
         f"nothing in {folder} matches --pattern {' '.join(map(repr, patterns))}; "
-        f"{_files_summary(names)}. Write it from that folder on (* within a name, "
-        "** for any number of folders), or leave --pattern out"
+        f"{_files_summary(names)}. Write it relative to that folder (* within a name, ** for any "
+        "number of folders), or leave --pattern out"
     )
 
 

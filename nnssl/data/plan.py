@@ -40,11 +40,11 @@ class Case:
 
 @dataclass(frozen=True)
 class Plan:
-    """What preprocessing does to every scan, and which scans there are. Spacing in mm, crop in
-    voxels, (z, y, x).
+    """The preprocessing of every scan, and the list of scans. Spacing in mm, crop in voxels, (z, y,
+    x).
 
-    Cases that are added later change nothing of it, its fingerprint neither: what was stored by it
-    stays right. Without a HU policy (MRI) each scan is normalised by its own mean and std, as
+    Cases that are added later change neither its fingerprint nor its other fields, so stored files
+    stay valid. Without a HU policy (MRI) each scan is normalised by its own mean and std, as
     nnU-Net's ZScoreNormalization does.
     """
 
@@ -64,7 +64,7 @@ class Plan:
         object.__setattr__(self, "fingerprint", fingerprint(self._content()))
 
     def standardise(self, voxels: np.ndarray) -> np.ndarray:
-        """A whole scan [Z Y X] as nnU-Net normalises one before it resamples, float32."""
+        """A whole scan [Z Y X], normalised as nnU-Net does before resampling, float32."""
         return _by_own_values(voxels) if self.hu is None else self.hu.standardise(voxels)
 
     def bend(self, resampled: np.ndarray) -> np.ndarray:
@@ -76,13 +76,15 @@ class Plan:
 
     @property
     def padding(self) -> float:
-        """What stands for voxels outside of a scan: air, and without HU the scan's mean, as nnU-Net
-        pads.
+        """The value of voxels outside a scan: air, and without HU the scan's mean, as in nnU-Net's
+        padding.
         """
         return float(self.hu.normalise(np.float32(self.hu.low))) if self.hu is not None else 0.0
 
     def _content(self) -> dict:
-        """What decides about what is stored: without the cases that were added, and the pattern."""
+        """The fields that determine the stored files: without the cases that were added, and the
+        pattern.
+        """
         content = {field.name: getattr(self, field.name) for field in fields(self)}
         content["cases"] = [vars(case) for case in self._at_first]
         content["hu"] = self.hu and self.hu.to_dict()
@@ -95,7 +97,7 @@ class Plan:
         return self.cases[: len(self.cases) - self.added]
 
     def without_cases(self) -> Plan:
-        """What a worker needs: ten thousand cases need not travel with each task."""
+        """The plan as sent to a worker: without its cases, which may be ten thousand."""
         return Plan(self.name, self.spacing, self.hu, self.crop, ())
 
     def with_added(self, cases: Sequence[Case]) -> Plan:
@@ -112,13 +114,13 @@ class Plan:
     @classmethod
     @uncollected()
     def load(cls, path: Path | str) -> Plan:
-        """Raises ValueError for a file of another version, or one that was changed by hand."""
+        """Raises ValueError for a file of another version, or one that was edited."""
         try:
             return cls._checked(path, read_json(path))
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(
-                f"{path} is not a plan, or a damaged one ({type(error).__name__}: {error}); put an "
-                "older copy back, or delete it: with the same -i or -d it is made again"
+                f"{path} is not a valid plan ({type(error).__name__}: {error}); restore an older "
+                "copy, or delete it: the same -i or -d creates it again"
             ) from error
 
     @classmethod
@@ -127,9 +129,9 @@ class Plan:
         plan = cls._from_dict(content)
         if plan.fingerprint != content["fingerprint"]:
             raise ValueError(
-                f"{path} was changed after it was written (fingerprint {content['fingerprint']}, "
-                f"content {plan.fingerprint}); delete its folder, or use --spacing and --crop with "
-                "a new name"
+                f"{path} was edited after it was written (fingerprint {content['fingerprint']}, "
+                f"content {plan.fingerprint}); delete its folder, or use --spacing and --crop "
+                "with a new --name"
             )
         return plan
 
@@ -150,8 +152,8 @@ class Plan:
 def _check_version(path: Path | str, version: object) -> None:
     if version != FORMAT_VERSION:
         raise ValueError(
-            f"{path} has plan format {version}, this program reads {FORMAT_VERSION}; delete "
-            "its folder and run nnssl_pretrain again"
+            f"{path} has plan format {version}, this version of nnssl reads {FORMAT_VERSION}; "
+            "delete its folder and run nnssl_pretrain again"
         )
 
 

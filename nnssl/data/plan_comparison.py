@@ -1,4 +1,4 @@
-"""A plan that is there, compared with the scans that are there now and with the options."""
+"""Compare an existing plan with the scans found now and with the options."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ class PlanComparison:
         return (now.shape, now.spacing) != (before.shape, before.spacing)
 
     def describe(self) -> str:
-        """In words; nothing where there is no difference."""
+        """In words; empty without a difference."""
         counts = {
             "new": len(self.new),
-            "gone (what is preprocessed of them stays in use)": self.gone,
-            "changed (what is preprocessed of them stays in use)": self.changed,
+            "gone (their preprocessed files stay in use)": self.gone,
+            "changed (their preprocessed files stay in use)": self.changed,
         }
         return ", ".join(f"{number} {what}" for what, number in counts.items() if number)
 

@@ -1,4 +1,4 @@
-"""Where a crop is cut: boxes with enough body in them, drawn without reading a voxel."""
+"""Positions of crops: boxes with enough body, drawn without reading a voxel."""
 
 from __future__ import annotations
 

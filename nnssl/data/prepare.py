@@ -1,4 +1,4 @@
-"""From raw scans to crops in one call that can be repeated: survey, plan, preprocess."""
+"""From raw scans to crops in one repeatable call: survey, plan, preprocess."""
 
 from __future__ import annotations
 
@@ -114,11 +114,9 @@ def _read_only(request: _Request, check: bool) -> Plan:
     folder = request.folder
     if check:
         raise ValueError(
-            f"--check stores damaged scans again, and {folder} may only be read: leave it out"
+            f"--check rewrites damaged scans, but {folder} is read-only: leave --check out"
         )
-    request.print_fn(
-        f"{folder} may only be read: its plan and what is preprocessed there are taken as they are"
-    )
+    request.print_fn(f"{folder} is read-only: its plan and preprocessed scans are used as they are")
     plan = _existing_plan(folder)
     _check_options(plan, request, patterns.checked_globs(request.pattern))
     return plan
@@ -127,7 +125,9 @@ def _read_only(request: _Request, check: bool) -> Plan:
 def _forget_damaged(plan: Plan, request: _Request) -> None:
     damaged = forget_damaged(plan, request.folder, *request.workers)
     names = ", ".join(damaged[:5])
-    stored = f"{len(damaged)} preprocessed scans are damaged and are stored again: {names}"
+    stored = (
+        f"{len(damaged)} preprocessed scans are damaged and will be preprocessed again: {names}"
+    )
     request.print_fn(stored if damaged else "no preprocessed scan is damaged")
 
 
@@ -140,22 +140,22 @@ def _say_failed(failed: dict[str, str], plan: Plan) -> None:
     )
     if len(failed) == len(plan.cases):
         raise ValueError(message)
-    warnings.warn(f"{message}. They are left out; the next run tries them again", stacklevel=3)
+    warnings.warn(f"{message}. They are left out; the next run will try them again", stacklevel=3)
 
 
 def _plan_and_moved_scans(request: _Request) -> tuple[Plan, dict[str, str]]:
-    """The plan, and where those of its scans are now that have moved."""
+    """The plan, and the new locations of its scans that have moved."""
     if request.searched:
         return _plan_from_survey(request)
     if request.update:
         raise ValueError(
-            "--update takes new scans into the plan: say with -i FOLDER or -d ID where they are"
+            "--update adds new scans to the plan: give their location with -i FOLDER or -d ID"
         )
     return _existing_plan(request.folder), {}
 
 
 def _plan_from_survey(request: _Request) -> tuple[Plan, dict[str, str]]:
-    """The plan of the scans that are there now, saved; and where those are that have moved."""
+    """The plan of the current scans, saved; and the new locations of those that have moved."""
     pattern = patterns.checked_globs(request.pattern)
     old = Plan.load(request.plan_file) if request.plan_file.exists() else None
     if old is not None:
@@ -187,7 +187,7 @@ def _adopted(old: Plan, scans: Sequence[Found], request: _Request) -> dict[str, 
 
 
 def _usable(scans: Sequence[Found], request: _Request, is_new: bool) -> list[ScanReport]:
-    """The survey's lines of what is kept. Raises ValueError where that is nothing."""
+    """The survey's lines of the scans that are kept. Raises ValueError if none is."""
     lines = survey(scans, request.folder, *request.workers, request.in_hu, histograms=is_new)
     kept = [line for line in lines if line.kept]
     if not kept:
@@ -201,7 +201,7 @@ def _usable(scans: Sequence[Found], request: _Request, is_new: bool) -> list[Sca
 def _kept_plan(
     old: Plan, kept: Sequence[ScanReport], moved: dict[str, str], request: _Request
 ) -> Plan:
-    """The plan that is there, with the new scans where `update` asks for them; says what differs.
+    """The existing plan, with the new scans if `update` is set; prints the differences.
 
     Raises ValueError when no scan of the plan is among those that are there now.
     """
@@ -209,7 +209,7 @@ def _kept_plan(
     _check_any_known(compared, request)
     if moved:
         number = sum(case.source in moved for case in old.cases)
-        request.print_fn(f"{number} scans of the plan have moved, and are the same")
+        request.print_fn(f"{number} scans of the plan have moved; their contents are unchanged")
     _say_differences(compared, request)
     return _updated(old, compared, request) if request.update else old
 
@@ -224,10 +224,9 @@ def _compared(old: Plan, kept: Sequence[ScanReport], moved: dict[str, str]) -> P
 def _check_any_known(compared: PlanComparison, request: _Request) -> None:
     if not compared.both and not request.update:
         raise ValueError(
-            f"{request.plan_file} is of other scans: none of its {len(compared.before)} is among "
-            f"the {len(compared.now)} that were found. Choose another name with --name, type "
-            "--update to take these in as well, or leave out -i and -d to continue with the old "
-            "plan"
+            f"{request.plan_file} was made for other scans: none of its {len(compared.before)} is "
+            f"among the {len(compared.now)} that were found. Choose another name with --name, add "
+            "these scans with --update, or leave out -i and -d to continue with the old plan"
         )
 
 
@@ -235,17 +234,17 @@ def _updated(old: Plan, compared: PlanComparison, request: _Request) -> Plan:
     """The plan with the new scans."""
     new = compared.new
     request.print_fn(
-        f"--update: {len(new)} scans are taken into the plan, "
-        f"{len(compared.before) + len(new)} are in it now"
+        f"--update: {len(new)} scans added to the plan, which now has "
+        f"{len(compared.before) + len(new)}"
     )
     return old.with_added([case_of(line) for line in new]) if new else old
 
 
 def _say_differences(compared: PlanComparison, request: _Request) -> None:
-    """Between the plan and the scans that are there now, where there are any."""
+    """Print the differences between the plan and the current scans, if any."""
     if not (differences := compared.describe()):
         return
-    cure = "; --update takes the new ones in" if compared.new and not request.update else ""
+    cure = "; --update adds the new ones" if compared.new and not request.update else ""
     request.print_fn(
         f"{request.plan_file} is kept, with its {len(compared.before)} scans, spacing, HU range "
         f"and crop. Scans there now: {differences}{cure}"
@@ -259,7 +258,7 @@ def _check_options(old: Plan, request: _Request, pattern: tuple[str, ...]) -> No
         *other_kind(old, request.in_hu, pattern),
     ]:
         raise ValueError(
-            f"{request.plan_file} has {'; '.join(differences)}. Files of two plans are not "
+            f"{request.plan_file} has {'; '.join(differences)}. Files of two plans are never "
             "mixed: leave the option out to continue with the plan, choose another name with "
             f"--name to keep both, or delete {request.folder} to start again"
         )
@@ -269,6 +268,6 @@ def _existing_plan(folder: Path) -> Plan:
     path = folder / "plan.json"
     if not path.exists():
         raise ValueError(
-            f"{path} does not exist; say with -i FOLDER or -d ID where the raw scans are"
+            f"{path} does not exist; give the location of the raw scans with -i FOLDER or -d ID"
         )
     return Plan.load(path)

@@ -160,7 +160,7 @@ def _read_unchanged(case: Case, folder: Path) -> tuple[np.ndarray, Spacing]:
     voxels, spacing = read_scan(Found(case.source, case.series), folder)
     if voxels.shape != case.shape:
         raise ValueError(
-            f"has shape {voxels.shape}, at planning it was {case.shape}: the scan has changed"
+            f"has shape {voxels.shape}, but had {case.shape} at planning: the scan has changed"
         )
     return voxels, spacing
 

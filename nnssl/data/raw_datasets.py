@@ -56,8 +56,9 @@ class RawCase:
         if number < len(self.images):
             return self.images[number]
         raise ValueError(
-            f"case {self.id} has {len(self.images)} file(s), and channel {number} was asked for: "
-            "channels in one file cannot be taken apart. Leave out --channels, for the first one"
+            f"case {self.id} has {len(self.images)} file(s), but channel {number} was requested: "
+            "channels stored in one file cannot be separated. Leave out --channels to use the "
+            "first one"
         )
 
 
@@ -90,7 +91,7 @@ def read_content(dataset: Path) -> dict:
     """dataset.json. Raises FileNotFoundError when there is none."""
     if not (dataset / "dataset.json").is_file():
         raise FileNotFoundError(
-            f"{dataset} holds no dataset.json, so it is not an nnU-Net raw dataset"
+            f"{dataset} has no dataset.json, so it is not an nnU-Net raw dataset"
         )
     return {"file_ending": ".nii.gz", **read_json(dataset / "dataset.json")}
 
@@ -211,7 +212,8 @@ def _harmless(image: Path) -> bool:
 
 
 def series_of(image: Path, reader: str) -> str:
-    """What to say of an image beside its path: nothing where our own reading gives the same.
+    """The reader to record for an image beside its path: empty where our own reading gives the
+    same.
 
     A scan that is found in a dataset and in a folder is one scan then.
     """

@@ -1,4 +1,4 @@
-"""What is no volume, or no CT in HU, and why: the rules by which scans are left out."""
+"""The rules by which scans are left out: not a usable volume, or not CT in HU."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def passing_errors() -> Iterator[None]:
         if error.errno is None or isinstance(error, gzip.BadGzipFile):
             raise
         raise PassingError(
-            f"cannot be read now: {error.strerror} ({error.filename}); it is tried again"
+            f"cannot be read now: {error.strerror} ({error.filename}); the next run retries"
         ) from error
 
 
@@ -85,7 +85,7 @@ def check_grid(size: Sequence[int], spacing: Sequence[float], components: int) -
 
 def check_components(components: int) -> None:
     if components != 1:
-        raise UnusableScanError(f"has {components} components per voxel, a CT has one")
+        raise UnusableScanError(f"has {components} components per voxel, but CT has one")
 
 
 def check_dimensions(size: Sequence[int]) -> None:
@@ -98,7 +98,8 @@ def _check_spacing_bounds(spacing: Sequence[float]) -> None:
     low, high = SPACING_BOUNDS
     if not all(low <= abs(s) <= high for s in spacing):
         raise UnusableScanError(
-            f"has an absurd spacing: {tuple(spacing)} mm (x, y, z), allowed is {low} to {high} mm"
+            f"has an implausible spacing: {tuple(spacing)} mm (x, y, z), allowed is {low} to "
+            f"{high} mm"
         )
 
 
@@ -155,7 +156,7 @@ def _check_rim(hu: np.ndarray, values: str) -> None:
         raise UnusableScanError(
             f"is not in HU: {rim} of {scanned} voxels between {RIM_HU[0]:g} and {RIM_HU[1]:g}, "
             f"where every CT has lung, or the rim between air and skin ({values}). Values stored "
-            f"without their intercept look so: convert the scan again. {NOT_CT}"
+            f"without the rescale intercept look like this: convert the scan again. {NOT_CT}"
         )
 
 

@@ -96,7 +96,9 @@ def find_scans(
 def _existing_folder(folder: Path | str) -> Path:
     path = Path(folder).absolute()
     if not path.exists():
-        raise FileNotFoundError(f"no such folder: {folder}; give a folder that holds {LOOKED_FOR}")
+        raise FileNotFoundError(
+            f"folder {folder} does not exist; give a folder that holds {LOOKED_FOR}"
+        )
     return path
 
 
@@ -197,14 +199,14 @@ def _last_word(name: str) -> str:
 
 
 def not_read(found: Found) -> str:
-    """Why nothing is read for a line of the report that is one of NOT_READ."""
+    """The reason for a line of the report that is one of NOT_READ."""
     if found.series == LABELS:
         return (
             "files named as labels (by folder, or the last word of the name), not read: "
             f"{len(_label_file_names(found.path))}"
         )
     if found.series == CLOSED:
-        return "is a folder that cannot be listed: permission denied, or the disk does not answer"
+        return "is a folder that cannot be listed: permission denied, or the disk does not respond"
     return (
         f"links that lead nowhere: {len(_lost(found.path))} (with DataLad or git-annex, get the "
         "files first: git annex get .)"
@@ -212,8 +214,8 @@ def not_read(found: Found) -> str:
 
 
 def _first_time(path: Path | str, seen: set) -> bool:
-    """False for what was seen before under another name, for broken links, and for what is no file
-    or folder.
+    """False for paths seen before under another name, for broken links, and for anything but files
+    and folders.
     """
     try:
         status = os.stat(path)  # noqa: PTH116 - called for every scan of the collection
@@ -238,7 +240,8 @@ def _of_dataset(dataset: Path, channels: Sequence[int] | None) -> Iterator[Found
 
 
 def read_found(found: Found, cache: Path | None = None) -> Scan:
-    """One scan, in memory. Raises UnusableScanError for what cannot be read or is no volume.
+    """One scan, in memory. Raises UnusableScanError for files that cannot be read or are not
+    volumes.
 
     `cache`: folder where the series that were found in DICOM folders before are kept.
     """
@@ -265,7 +268,7 @@ def check_stored(found: Found, in_hu: bool, cache: Path | None = None) -> None:
     """Read the files of a scan to their end, before any reader does. Costs as much as reading it.
 
     UnusableScanError when they are broken, or cannot be CT (with in_hu); PassingError when the disk
-    does not answer.
+    does not respond.
     """
     if found.series and not found.reader:
         require_modality(found.path, found.series, in_hu, cache)

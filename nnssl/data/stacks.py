@@ -1,9 +1,9 @@
-"""The geometry of a stack of slices: their order, whether they make a straight and even grid, and
-one if they do not.
+"""The geometry of a stack of slices: their order, whether they make a straight and even grid, and a
+resampled one if they do not.
 
 Everything is measured on ImagePositionPatient and ImageOrientationPatient. What other tags say
-(GantryDetectorTilt, SliceThickness, InstanceNumber) is often wrong after anonymisation and is not
-looked at.
+(GantryDetectorTilt, SliceThickness, InstanceNumber) is often wrong after anonymisation and is
+ignored.
 """
 
 from __future__ import annotations
@@ -123,8 +123,8 @@ def _check_gaps(gaps: np.ndarray) -> bool:
     _check_fillable(gaps)
     if _alternate(gaps):
         raise UnusableScanError(
-            f"is two stacks in one: its slices are {gaps[0]:.3g} and {gaps[1]:.3g} mm apart in "
-            "turn; separate them"
+            f"contains two interleaved stacks: its slices are {gaps[0]:.3g} and {gaps[1]:.3g} mm "
+            "apart alternately; separate them"
         )
     return False
 

@@ -1,5 +1,4 @@
-"""The survey: what was found, what is left out and why, and what the plan needs to know of each
-scan.
+"""The survey: the scans found, those left out with reasons, and the facts that the plan needs.
 
 Each scan's line is kept (`survey_lines`), so that no scan is read twice.
 """
@@ -57,8 +56,8 @@ def survey(
     report.
 
     in_hu: the scans are CT, and what is not in HU is left out.
-    histograms: somebody will read them (`body_histograms`), so that each kept line is opened. Else
-        the index of the lines will do.
+    histograms: they will be read (`body_histograms`), so each kept line is opened. Else the index
+    of the lines will do.
 
     With several parts each looks at its own part first, then at what the others have not done yet:
     no part waits for another, and each ends with the whole survey. The lines come without their
@@ -76,7 +75,7 @@ def survey(
     inspected = {scan: signatures[scan] for scan in new if scan not in failed}
     known |= _kept_lines(inspected, folder)
     lost = inspected.keys() - known.keys()
-    failed |= dict.fromkeys(lost, "its line of the survey cannot be read back")
+    failed |= dict.fromkeys(lost, "its survey entry cannot be read back")
     lines = _all_lines(known, failed)
     if not (index.says(known, failed) and _is_reported(folder)):
         write_report(lines, folder, in_hu)
@@ -189,7 +188,7 @@ def _inspect_and_keep(item: tuple[Found, list], folder: Path, in_hu: bool) -> No
 
 
 def inspect_scan(found: Found, cache: Path | None = None, in_hu: bool = True) -> ScanReport:
-    """Read one scan and say what it is, or why it is left out.
+    """Read one scan and return its line: its properties, or why it is left out.
 
     Raises PassingError and MemoryError when that cannot be known now.
     """
@@ -223,16 +222,16 @@ def body_histogram(hu: np.ndarray) -> np.ndarray:
 
 
 def nothing_usable(lines: Sequence[ScanReport], sources: Sequence) -> ValueError:
-    """The error for a collection without a usable scan: what was looked for, where, and what was
+    """The error for a collection without a usable scan: what was searched for, where, and what was
     found.
     """
     where = ", ".join(map(str, sources))
     if not lines:
         return ValueError(
-            f"no scans in {where}: looked for {LOOKED_FOR} at any depth and found none"
+            f"no scans in {where}: searched for {LOOKED_FOR} at any depth and found none"
         )
     return ValueError(
-        f"none of the {len(lines)} scans found in {where} can be used; looked for {LOOKED_FOR}. "
+        f"none of the {len(lines)} scans found in {where} can be used; searched for {LOOKED_FOR}. "
         f"Left out:\n{_left_out_text(lines[:10])}"
     )
 

@@ -1,9 +1,9 @@
 """The survey's lines in one file, `surveyed.jsonl`, so that a start need not open one file per
 scan.
 
-It holds each line but for its histogram, below a row of what failed. It says nothing that the files
-in `survey/` do not say. A line whose file is gone or has another size is not taken from here, and
-neither is that of a scan which has changed.
+It holds each line but for its histogram, below a row of what failed. It holds nothing that the
+files in `survey/` do not hold. A line whose file is gone or has another size is not taken from
+here, and neither is that of a scan which has changed.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Index:
                 yield scan, ScanReport.without_histogram(line)
 
     def says(self, lines: Mapping[Found, ScanReport], failed: Mapping[Found, str]) -> bool:
-        """Whether it says just this already, so that nothing need be written."""
+        """Whether it already holds exactly this, so that nothing has to be written."""
         same = self._lines == len(self.known) == len(lines) and self.known.keys() == lines.keys()
         return same and self._failed == _failure_rows(failed)
 

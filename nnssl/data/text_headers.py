@@ -50,11 +50,11 @@ def _check_sizes(stored: StoredVoxels) -> None:
     """
     there = _bytes_there(stored)
     if stored.limit is not None and not 0 < stored.limit <= there:
-        raise unreadable(f"it is cut short, {there} of {stored.limit} bytes are there")
+        raise unreadable(f"it is truncated, {there} of {stored.limit} bytes are there")
     # of bzip2 counted where it is read: it has no useful bound
     if stored.encoding != "bzip2" and _most(stored, there) < stored.bytes:
         raise unreadable(
-            f"it is cut short, {max(there, 0)} bytes cannot hold the {stored.bytes} that its "
+            f"it is truncated, {max(there, 0)} bytes cannot hold the {stored.bytes} that its "
             "header promises"
         )
 

@@ -20,13 +20,13 @@ from nnssl.data.text_headers import read_text_header
 
 
 def check_text_volume(path: Path | str) -> None:
-    """Read the voxels once, a block at a time. UnusableScanError when they are cut short or
+    """Read the voxels once, a block at a time. UnusableScanError when they are truncated or
     damaged.
     """
     stored = read_text_header(path)
     count = _count_bytes(stored)
     if stored.encoding in ("zlib", "gzip", "bzip2") and count < stored.bytes:
-        raise unreadable(f"it is cut short, {count} of {stored.bytes} bytes of voxels are there")
+        raise unreadable(f"it is truncated, {count} of {stored.bytes} bytes of voxels are there")
 
 
 def _count_bytes(stored: StoredVoxels) -> int:
@@ -44,7 +44,7 @@ def _damage() -> Iterator[None]:
         if isinstance(error, OSError) and error.errno is not None:
             raise
         raise unreadable(
-            f"its compressed voxels are damaged or cut short ({summarise_error(error)})"
+            f"its compressed voxels are damaged or truncated ({summarise_error(error)})"
         ) from error
 
 

@@ -46,7 +46,7 @@ def is_volume(name: str) -> bool:
 
 
 def check_header(path: Path | str) -> str:
-    """Refuse what no reader may be given. Returns what a reader will change: a note, or nothing.
+    """Refuse files that no reader may open. Returns a note on what a reader will change, or "".
     Costs nothing.
     """
     kind = ending(path)
@@ -88,8 +88,8 @@ def check_voxels(path: Path | str) -> None:
 
 
 def read_volume(path: Path | str) -> Scan:
-    """Raises UnusableScanError for what cannot be read or is no volume, MemoryError when memory is
-    short.
+    """Raises UnusableScanError for files that cannot be read or are not volumes, MemoryError when
+    memory is short.
     """
     note = check_header(check_name(path))
     try:

@@ -1,4 +1,6 @@
-"""Run a function over many items in several processes, whatever happens to one of them."""
+"""Run a function over many items in several processes; one failing item or process does not stop
+the rest.
+"""
 
 from __future__ import annotations
 
@@ -34,9 +36,9 @@ HEAVY = [
 
 @dataclass(frozen=True)
 class Failed:
-    """What stands in the place of a result when an item raised an error or took its worker with it.
+    """Takes the place of a result if an item raised an error or killed its worker.
 
-    no_room: nothing can be written any more, so that the other items will fail too.
+    no_room: the disk is full, so the other items will fail too.
     """
 
     reason: str
@@ -58,8 +60,8 @@ def parallel_map(
     num_processes: int,
     description: str,
 ) -> Pairs[Item, Result]:
-    """Yield `(item, function(item))` as they get done, in any order, with a progress bar and the
-    time left.
+    """Yield `(item, function(item))` as they finish, in any order, with a progress bar and the time
+    left.
 
     An item whose function raises, or whose worker is killed, yields `(item, Failed(reason))`; the
     others continue. `num_processes` = 0 works in this process. Otherwise `function` and the items
@@ -190,7 +192,7 @@ def _pool(num_processes: int) -> ProcessPoolExecutor:
 
 
 def _context() -> BaseContext:
-    """A fork server where there is one: it imports HEAVY once, for all workers of both stages."""
+    """A fork server if available: it imports HEAVY once, for all workers of both stages."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")

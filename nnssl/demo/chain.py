@@ -1,4 +1,4 @@
-"""What the demo does: its sizes, its stages, and the very commands that a user types.
+"""The demo: its sizes, its stages, and the same commands that a user types.
 
 phantoms -> nnssl_pretrain -> nnU-Net's planning
          -> nnUNetv2_train, from the checkpoint and from scratch

@@ -1,4 +1,4 @@
-"""What came out of the demo: Dice of both models, the time of each stage, and one picture."""
+"""The result of the demo: Dice of both models, the time of each stage, and one picture."""
 
 from __future__ import annotations
 
@@ -70,8 +70,8 @@ def result_text(demo: Demo, result: dict) -> str:
             *_time_table(result["seconds"]),
             "",
             f"Picture: {demo.folder / 'demo.png'}",
-            "One seed, few cases, minutes of training: this shows that the chain works, not what "
-            "pretraining is worth.",
+            "One seed, few cases, minutes of training: this shows that the pipeline works, not "
+            "how much pretraining helps.",
         ]
     )
 

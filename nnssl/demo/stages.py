@@ -1,4 +1,4 @@
-"""Doing the demo: one folder, one stage after the other, each command's output in a log, the time
+"""Run the demo: one folder, one stage after another, each command's output in a log, and the time
 of each.
 """
 
@@ -23,7 +23,7 @@ LINES = 25  # of the log, shown when a command fails
 
 
 class DemoError(CommandError):
-    """The message is for the user: what failed, and what to do next."""
+    """A stage failed; the message says what failed and what to do next."""
 
 
 def run(demo: Demo) -> dict[str, float]:
@@ -44,7 +44,7 @@ def run(demo: Demo) -> dict[str, float]:
 def _finish(stage: ChainStage, demo: Demo, finished: dict[str, float]) -> None:
     """Run it, unless it is in `finished`, and put it there."""
     if stage.name in finished:
-        print(f"    finished earlier, in {finished[stage.name]:.0f} s")
+        print(f"    already finished in {finished[stage.name]:.0f} s")
         return
     finished[stage.name] = round(run_stage(stage, demo), 1)
     _mark(demo, finished)
@@ -87,7 +87,7 @@ def _finished_earlier(demo: Demo) -> dict[str, float]:
 def _require_empty(folder: Path) -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise DemoError(
-            f"{folder} is not empty and not the demo's; give a new folder: nnssl_demo -o FOLDER"
+            f"{folder} is neither empty nor a demo folder; give a new one: nnssl_demo -o FOLDER"
         )
 
 
@@ -134,9 +134,9 @@ def execute(command: Command, log: Path, variables: dict[str, str]) -> None:
 
 def _command_error(command: Command, status: int, log: Path) -> DemoError:
     return DemoError(
-        f"this command ended with status {status}:\n\n    {shlex.join(command)}\n\n"
-        f"The last lines of {log}:\n\n{tail(log, LINES)}\n\n"
-        "Once the cause is gone, the same nnssl_demo command continues from here."
+        f"this command ended with status {status}:\n\n    {shlex.join(command)}\n\nThe last lines "
+        f"of {log}:\n\n{tail(log, LINES)}\n\nOnce the cause is fixed, the same nnssl_demo command "
+        "continues from here."
     )
 
 

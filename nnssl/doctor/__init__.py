@@ -25,7 +25,7 @@ class Report:
 def examine() -> Report:
     sections = {"Installed": packages.installed(), "Folders": folders.folders()}
     if any(finding.is_wrong for finding in sections["Installed"]):
-        unseen = [note("not looked at before the packages are right")]
+        unseen = [note("not checked until the package problems are fixed")]
         return Report({**sections, "Machine, trainers, checkpoints": unseen})
     return Report({**sections, **_by_packages()})
 
@@ -52,8 +52,8 @@ def report_text(report: Report) -> str:
 
 
 def _conclusion(wrong: int) -> str:
-    ends = {0: "Nothing is wrong.", 1: "1 thing is wrong; the line after > fixes it."}
-    return ends.get(wrong, f"{wrong} things are wrong; the lines after > fix them.")
+    ends = {0: "Nothing is wrong.", 1: "1 problem found; the command after > fixes it."}
+    return ends.get(wrong, f"{wrong} problems found; the commands after > fix them.")
 
 
 def _finding_lines(finding: Finding) -> list[str]:

@@ -32,7 +32,7 @@ OTHER_PLANS = "plans that name no checkpoint"
 
 
 def trainers() -> list[Finding]:
-    """By nnU-Net's own search, unless it would import what must not be imported."""
+    """By nnU-Net's own search, unless it would import files that must not be imported."""
     value = os.environ.get(trainer_path.VARIABLE, "")
     named = map(Path, ways.named_in(value))
     if misleading := [finding for folder in named for finding in _misleading(folder)]:
@@ -70,11 +70,11 @@ def _folder_of(trainer: type) -> str:
 def _only_here(says: str, before: str) -> Finding:
     """`before`: the variable's value before nnssl was imported."""
     says = (
-        f"{says},\nbut only here, where nnssl is imported, as in a notebook that does. This "
-        f"package is {ways.installation()},"
+        f"{says},\nbut only in processes that import nnssl, such as a notebook. This package is "
+        f"{ways.installation()},"
     )
     if others := ways.other_copies(before):
-        copy = "nnU-Net's commands take those of another copy"
+        copy = "nnU-Net's commands use the trainers of another copy"
         return note(f"{says}\nand {copy}: {', '.join(others)}", FIND_OURS)
     return wrong(
         f"{says}\nand {trainer_path.VARIABLE} is not set to them, so that nnU-Net's commands do "
@@ -86,7 +86,7 @@ def _only_here(says: str, before: str) -> Finding:
 def _misleading(folder: Path) -> Iterator[Finding]:
     names = f"{trainer_path.VARIABLE} names {folder}, which"
     if not folder.is_dir():
-        yield wrong(f"{names} is no folder: nnU-Net passes over it silently", FIND_OURS)
+        yield wrong(f"{names} is not a folder: nnU-Net skips it silently", FIND_OURS)
     if (folder / SETUP).is_file():
         says = f"{names} holds {SETUP}: nnU-Net imports every Python file below it"
         yield wrong(f"{says}.\nName the folder of the trainers, not the repository", FIND_OURS)

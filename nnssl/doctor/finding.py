@@ -1,6 +1,4 @@
-"""What the doctor says of one thing: that it is right, worth knowing, or wrong and how to fix
-it.
-"""
+"""One finding of the doctor: that something is right, worth knowing, or wrong and how to fix it."""
 
 from __future__ import annotations
 
@@ -17,7 +15,7 @@ class Finding:
 
     def __post_init__(self) -> None:
         if self.is_wrong and not self.remedy:
-            raise ValueError(f"what is wrong needs the line that fixes it: {self.says}")
+            raise ValueError(f"a wrong finding needs the command that fixes it: {self.says}")
 
     @property
     def is_wrong(self) -> bool:
@@ -37,6 +35,6 @@ def wrong(says: str, remedy: str) -> Finding:
 
 
 def first_line(error: BaseException) -> str:
-    """What an exception says, in one line."""
+    """An exception's message, in one line."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__

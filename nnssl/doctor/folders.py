@@ -1,4 +1,4 @@
-"""nnU-Net's three folders: named, there, and writable where something is written."""
+"""nnU-Net's three folders: set, existing, and writable where something is written."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def _folder(variable: str, written: bool = True) -> Finding:
         return wrong(f"{variable} is not set", export)
     path = Path(os.environ[variable])
     if not path.exists():
-        return wrong(f"{variable}: there is no folder {path}", f"mkdir -p {path}")
+        return wrong(f"{variable}: folder {path} does not exist", f"mkdir -p {path}")
     if not path.is_dir():
         return wrong(f"{variable}: {path} is not a folder", export)
     return _access(f"{variable}: {path}", path, written)

@@ -1,4 +1,4 @@
-"""What the machine gives: GPU, processors, threads, shared memory."""
+"""What the machine provides: GPU, processors, threads, shared memory."""
 
 from __future__ import annotations
 
@@ -49,11 +49,11 @@ def _processors() -> Finding:
     usable, there = _usable_processors()
     augmenting = get_allowed_n_proc_DA()
     says = (
-        f"{usable} of {there} processors usable, PyTorch takes {torch.get_num_threads()} "
-        f"threads, nnU-Net {augmenting} processes for augmentation"
+        f"{usable} of {there} processors usable, PyTorch uses {torch.get_num_threads()} threads, "
+        f"nnU-Net {augmenting} processes for augmentation"
     )
     if augmenting > usable:
-        return note(f"{says}: more than there are", f"export nnUNet_n_proc_DA={usable}")
+        return note(f"{says}: more than are usable", f"export nnUNet_n_proc_DA={usable}")
     return ok(says)
 
 
@@ -71,5 +71,5 @@ def _shared_memory() -> list[Finding]:
     says = f"{total / GIB:.1f} GiB of shared memory"
     if total >= LEAST_SHARED:
         return [ok(says)]
-    little = f"{says}: too little for the processes that read batches"
+    little = f"{says}: too small for the processes that read batches"
     return [wrong(little, "docker run --shm-size=8g ...")]

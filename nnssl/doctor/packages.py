@@ -51,7 +51,7 @@ def _python() -> Finding:
 
 def _own_package() -> Finding:
     found = _installed_version(OURS)
-    return ok(f"{OURS} {found}" if found else f"{OURS}: not installed, but run from its sources")
+    return ok(f"{OURS} {found}" if found else f"{OURS}: not installed, running from its sources")
 
 
 def _torch() -> Finding:
@@ -66,28 +66,28 @@ def _unfit_torch(found: str) -> Finding | None:
     numbers = _version_numbers(found)
     if numbers and numbers < OLDEST_TORCH:
         says = (
-            f"torch {found} is too old: {_dotted(OLDEST_TORCH)} is the first that reads "
+            f"torch {found} is too old: {_dotted(OLDEST_TORCH)} is the first version that reads "
             "checkpoints safely"
         )
         return wrong(says, f'pip install -U "torch>={_dotted(OLDEST_TORCH)}" torchvision')
     if numbers[:2] == SLOW_TORCH:
         says = (
-            f"torch {found}: its 3D convolutions are several times as slow as those before and "
-            "after"
+            f"torch {found}: its 3D convolutions are several times slower than in earlier and "
+            "later versions"
         )
         return wrong(says, 'pip install -U "torch!=2.9.*" torchvision')
     return None
 
 
 def _torchvision() -> Finding:
-    """A CPU build of the one beside a CUDA build of the other is what pip reports nothing of."""
+    """A CPU build of one beside a CUDA build of the other, which pip does not report."""
     found, error = _installed_version("torchvision"), _import("torchvision")
     if not error:
         return ok(f"torchvision {found}")
     says = (
-        f"{_cannot('torchvision', found, error)}.\nnnU-Net then finds no trainer but its own "
-        f"default. torch is {_installed_version('torch')}: both must come from one "
-        "index, built for the same device"
+        f"{_cannot('torchvision', found, error)}.\nnnU-Net then finds only its own default "
+        f"trainer. torch is {_installed_version('torch')}: both must come from one index, built "
+        "for the same device"
     )
     return wrong(says, "pip uninstall -y torch torchvision && pip install torch torchvision")
 
@@ -99,7 +99,10 @@ def _nnunet() -> Finding:
     )
     if found and _version_numbers(found) < OLDEST_NNUNET:
         return wrong(
-            f"nnunetv2 {found} is too old: {_dotted(OLDEST_NNUNET)} is the first that finds ours",
+            (
+                f"nnunetv2 {found} is too old: {_dotted(OLDEST_NNUNET)} is the first version that "
+                "finds our trainers"
+            ),
             remedy,
         )
     if error := _import("nnunetv2"):

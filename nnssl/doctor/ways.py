@@ -1,6 +1,4 @@
-"""How this package is installed, and by which way nnU-Net's commands come to know of its
-trainers.
-"""
+"""How this package is installed, and how nnU-Net's commands find its trainers."""
 
 from __future__ import annotations
 
@@ -23,7 +21,7 @@ def installation() -> str:
     if folder in site_folders():
         return f"installed in {folder}"
     return (
-        f"in {folder}, which is no site-packages of this Python (pip install --target, "
+        f"in {folder}, which is not a site-packages folder of this Python (pip install --target, "
         "PYTHONPATH): no start-up file is read there"
     )
 
@@ -32,7 +30,7 @@ def way() -> str:
     """By what nnU-Net's commands find them, where they do."""
     if (file := start_up_file()) is not None:
         return f"the start-up file {file}"
-    return f"the variable {trainer_path.VARIABLE}, which the shell or the program above sets"
+    return f"the variable {trainer_path.VARIABLE}, which the shell or the calling program sets"
 
 
 def start_up_file() -> Path | None:

@@ -22,7 +22,7 @@ def stage_of(encoder: Encoder, stride: int) -> int:
     known = [max(strides) for strides in encoder.strides]
     if stride not in known:
         raise ValueError(
-            f"--dense {stride}: the maps of this encoder have strides of "
+            f"--dense {stride}: the feature maps of this encoder have strides of "
             f"{', '.join(map(str, known))} voxels"
         )
     return known.index(stride)

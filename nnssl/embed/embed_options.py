@@ -1,4 +1,4 @@
-"""What `nnssl_embed` is asked for; without importing PyTorch."""
+"""The options of `nnssl_embed`; without importing PyTorch."""
 
 from __future__ import annotations
 
@@ -35,7 +35,9 @@ class EmbedOptions:
 
     sources: Sequence[Path] = option(**FOLDERS)
     output: Path = option(
-        help="a new folder, or one of the same line before", flag="-o", metavar="FOLDER"
+        help=("a new folder, or that of an earlier run of the same command"),
+        flag="-o",
+        metavar="FOLDER",
     )
     checkpoint: Path | str | None = option(  # None: as the trainers choose
         None,
@@ -47,28 +49,31 @@ class EmbedOptions:
     )
     masks: Path | None = option(
         None,
-        "label files of the scans' names (or without _0000), for means by label",
+        "folder of label files named like the scans (or without _0000), for means per label",
         metavar="FOLDER",
     )
     dense: int | None = option(
         None,
-        f"also write the map whose tokens are so many voxels apart: {STRIDES}",
+        f"also write the full feature map with this stride in voxels: {STRIDES}",
         metavar="STRIDE",
     )
     nifti: bool = option(False, "maps as .nii.gz instead of .npz")
     window: Literal["whole"] | Shape | None = option(
         None,
-        "Z Y X in voxels, or whole; default: whole up to some 4 million voxels",
+        "window size Z Y X in voxels, or whole; default: whole up to about 4 million voxels",
         metavar="N",
         nargs="+",
         join=_window,
     )
     spacing: Spacing | None = option(
-        None, "mm, for weights whose own is unknown", metavar=("Z", "Y", "X")
+        None, "spacing in mm, for weights whose own is unknown", metavar=("Z", "Y", "X")
     )
     picture: str | None = option(
         None,
-        "also draw neighbours.png and projection.png, coloured by folder; names: no scan is shown",
+        (
+            "also draw neighbours.png and projection.png, coloured by folder; names: without "
+            "thumbnails of scans"
+        ),
         nargs="?",
         const="thumbnails",
         choices=("thumbnails", "names"),
@@ -83,4 +88,6 @@ class EmbedOptions:
 
     def __post_init__(self) -> None:
         if self.nifti and not self.dense:
-            raise ValueError("--nifti is for the maps of --dense STRIDE: add it")
+            raise ValueError(
+                "--nifti needs the maps of --dense STRIDE: add --dense, or leave --nifti out"
+            )

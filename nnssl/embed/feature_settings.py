@@ -1,4 +1,4 @@
-"""What the features of a folder depend on, in embed.json: one folder holds features of one kind."""
+"""The settings that features depend on, in embed.json: one folder holds features of one kind."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _require_same(before: dict, settings: dict, folder: Path) -> None:
     if other:
         was = "; ".join(f"{key}: was {before.get(key)}, now {settings[key]}" for key in other)
         raise ValueError(
-            f"{folder} holds features that were made otherwise ({was}); choose another -o, or "
+            f"{folder} holds features computed with other settings ({was}); choose another -o, or "
             f"remove {folder}"
         )
 

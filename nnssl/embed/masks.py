@@ -17,12 +17,14 @@ Masks = dict[str, list[Path]]  # label files by name, endings left out
 def find_label_files(folder: Path) -> Masks:
     """Label files at any depth by name, endings left out. Raises FileNotFoundError, ValueError."""
     if not folder.is_dir():
-        raise FileNotFoundError(f"no folder of masks at {folder}")
+        raise FileNotFoundError(
+            f"mask folder {folder} does not exist; give a folder of label files"
+        )
     found: Masks = {}
     for path in _volumes(folder):
         found.setdefault(stem(path.name), []).append(path)
     if not found:
-        raise ValueError(f"no masks in {folder}: looked for {', '.join(VOLUME_ENDINGS)}")
+        raise ValueError(f"no masks in {folder}: searched for {', '.join(VOLUME_ENDINGS)}")
     return found
 
 

@@ -1,4 +1,5 @@
-"""neighbours.png and projection.png: what lies near what, coloured by the scans' folders.
+"""neighbours.png and projection.png: nearest neighbours and a 2D projection, coloured by the scans'
+folders.
 
 scikit-learn projects. Both pictures use the features of one stage, that which finds scans of the
 same folder best; where there is one folder only, SHOWN.
@@ -30,7 +31,7 @@ PERPLEXITY = 30.0  # of t-SNE, where there are enough scans
 def draw_pictures(table: FeatureTable, folder: Path, thumbnails: bool, print_fn: PrintFn) -> None:
     """Write both. Raises ValueError where there are too few scans."""
     if len(table.id) < FEWEST:
-        raise ValueError(f"pictures need {FEWEST} scans or more, there are {len(table.id)}")
+        raise ValueError(f"the pictures need at least {FEWEST} scans, found {len(table.id)}")
     groups = sorted(set(table.group))
     stage = SHOWN if len(groups) == 1 else _most_alike(table, print_fn)
     neighbours, projection = folder / "neighbours.png", folder / "projection.png"
@@ -44,7 +45,8 @@ def _most_alike(table: FeatureTable, print_fn: PrintFn) -> int:
     agree = [same_group(stage, table.group) for stage in table.stages]
     shown = ", ".join(f"stage{n} {value:.3f}" for n, value in enumerate(agree))
     print_fn(
-        f"scans whose nearest neighbour is of their folder, folders weighing the same: {shown}"
+        "fraction of scans whose nearest neighbour is in their own folder, averaged over "
+        f"folders: {shown}"
     )
     return int(np.argmax(agree))
 
@@ -117,7 +119,7 @@ def _neighbours(table: FeatureTable, groups: list[str], stage: int, thumbnails: 
     for axes, scan in zip(grid.flat, chain.from_iterable(rows), strict=True):
         _show_scan(axes, table, scan, thumbnails)
         _frame(axes, colours[table.group[scan]], 4 if axes in grid[:, 0] else 2)
-    grid[0, 0].set_title(f"asked for: {grid[0, 0].get_title()}".rstrip(": "), fontsize=8)
+    grid[0, 0].set_title(f"query: {grid[0, 0].get_title()}".rstrip(": "), fontsize=8)
     figure.suptitle(f"nearest by cosine, stage{stage}", fontsize=9)
     return figure
 

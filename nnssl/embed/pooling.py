@@ -97,10 +97,10 @@ def _voxels(regions: list[np.ndarray]) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class Sums:
-    """What the windows add up to so far.
+    """Sums over the windows so far.
 
     counts: for each map, voxels of each region in each token [regions *grid]; sums: float64
-    [regions C]; whole: [C *grid] of the map `dense`, None where none is wanted in full.
+    [regions C]; whole: [C *grid] of the map `dense`, None if no full map is requested.
     """
 
     counts: list[Tensor]
@@ -177,12 +177,12 @@ class Windows:
         return (slice(None), *(slice(a // step, a // step + n) for a, n, step in axes))
 
     def weights(self, start: Shape, number: int) -> Tensor:
-        """What each of a window's tokens weighs, [*grid]."""
+        """The weights of a window's tokens, [*grid]."""
         z, y, x = (tent[a] for tent, a in zip(self.tents[number], start, strict=True))
         return z[:, None, None] * y[:, None] * x
 
     def weighted(self, tokens: Tensor, start: Shape, number: int) -> Tensor:
-        """A window's tokens [C *grid] of a map, each times what it weighs."""
+        """A window's tokens [C *grid] of a map, each times its weight."""
         return tokens * self.weights(start, number).to(tokens.device)
 
 

@@ -1,4 +1,4 @@
-"""A scan as the encoder is to see it: read, checked and put on the grid of the pretraining."""
+"""Prepare a scan for the encoder: read, checked and resampled to the grid of the pretraining."""
 
 from __future__ import annotations
 
@@ -47,7 +47,9 @@ def found_at(path: Path | str) -> Found:
     """
     path = Path(path).absolute()
     if not path.exists():
-        raise FileNotFoundError(f"no scan at {path}; give a volume file or a folder of DICOM files")
+        raise FileNotFoundError(
+            f"{path} does not exist; give a volume file or a folder of DICOM files"
+        )
     if path.is_file():
         return Found(str(path))
     return Found(str(path), _only_series(path))
@@ -58,8 +60,8 @@ def _only_series(folder: Path) -> str:
     series = [uid for uid, one in series_in(str(folder)).items() if not one.reason]
     if len(series) != 1:
         raise UnusableScanError(
-            f"{folder} holds {len(series)} DICOM series that can be read, one is needed; say "
-            f"which: nnssl.data.scans.Found(path, uid), uid one of {series}"
+            f"{folder} holds {len(series)} readable DICOM series, exactly one is needed; choose "
+            f"one:  nnssl.data.scans.Found(path, uid), uid one of {series}"
         )
     return series[0]
 
@@ -101,9 +103,10 @@ def _affine_on(shape: Shape, scan: Scan) -> np.ndarray | None:
 
 
 def outlined(tissue: np.ndarray) -> np.ndarray:
-    """bool [Z Y X]: tissue, and what it encloses in its slice: lungs and bowel are of the body.
+    """bool [Z Y X]: tissue and everything it encloses in its slice, so lungs and bowel belong to
+    the body.
 
-    Tissue is what is above BODY_HU; in scans that are not CT, above their mean.
+    Tissue is above BODY_HU; in scans that are not CT, above their mean.
     """
     from scipy.ndimage import binary_fill_holes
 
@@ -142,9 +145,9 @@ def read_labels(path: Path, scan: Scan) -> np.ndarray:
     labels = read_volume(path).voxels
     if labels.shape != scan.voxels.shape:
         raise UnusableScanError(
-            f"its labels {path} have shape {labels.shape}, the scan {scan.voxels.shape}"
+            f"its labels {path} have shape {labels.shape}, but the scan has {scan.voxels.shape}"
         )
     whole = np.rint(labels)
     if not np.array_equal(whole, labels):
-        raise UnusableScanError(f"its labels {path} are not whole numbers")
+        raise UnusableScanError(f"its labels {path} are not integers")
     return whole.astype(np.int32)

@@ -22,7 +22,7 @@ from nnssl.types import Shape, Spacing
 
 
 class Encoder(nn.Module):
-    """A Swin encoder with what its input must be. In evaluation mode when it is made.
+    """A Swin encoder with the requirements on its input. Created in evaluation mode.
 
     channels: of its five maps.
     strides:  voxels (z, y, x) from one token of a map to the next, five times; in 2D z is 1.
@@ -51,7 +51,8 @@ class Encoder(nn.Module):
         return self.encoder(x)
 
     def preprocess(self, scan: Path | str | np.ndarray, spacing: Spacing | None = None) -> Tensor:
-        """What `forward` takes, float32 on the CPU: [1 1 Z Y X], in 2D a batch of slices [Z 1 Y X].
+        """The input of `forward`, float32 on the CPU: [1 1 Z Y X], in 2D a batch of slices [Z 1 Y
+        X].
 
         scan: a volume file, a folder of one DICOM series, or voxels [Z Y X] in HU with their
         `spacing` in mm (z, y, x). Raises FileNotFoundError and UnusableScanError, by the same rules
@@ -66,7 +67,7 @@ class Encoder(nn.Module):
         if isinstance(scan, np.ndarray):
             scan = _scan_of(scan, spacing)
         elif spacing is not None:
-            raise ValueError("a file says its own spacing; leave spacing out")
+            raise ValueError("a file has its own spacing; leave spacing out")
         if not isinstance(scan, Scan):
             scan = self._read(scan)
         return prepare_scan(scan, grid_plan(grid_spacing(self.spacing, scan.spacing), self.hu))
@@ -96,8 +97,8 @@ class Encoder(nn.Module):
 def _require_one_channel(loaded: checkpoint.Checkpoint) -> None:
     if (channels := loaded.encoder_config.in_channels) != 1:
         raise ValueError(
-            f"{loaded.path} takes {channels} channels, scans have one; convert without --rgb for "
-            "features of scans"
+            f"{loaded.path} takes {channels} channels, but scans have one; convert without --rgb "
+            "for features of scans"
         )
 
 
@@ -123,7 +124,7 @@ def _times(one: Shape, other: Shape) -> Shape:
 def _scan_of(voxels: np.ndarray, spacing: Spacing | None) -> Scan:
     if spacing is None or len(spacing) != 3 or voxels.ndim != 3:
         raise ValueError(
-            "voxels are an array [Z Y X] and come with spacing=(z, y, x) in mm; got shape "
+            "voxels must be an array [Z Y X] with spacing=(z, y, x) in mm; got shape "
             f"{voxels.shape}, spacing {spacing}"
         )
     return Scan(np.asarray(voxels, np.float32), tuple(map(float, spacing)))
@@ -148,8 +149,8 @@ def load_encoder(path: Path | str | None = None, spacing: Spacing | None = None)
 def _require_own_spacing(loaded: checkpoint.Checkpoint, given: Spacing | None) -> None:
     if loaded.spacing and given and tuple(given) != loaded.spacing:
         raise ValueError(
-            f"{loaded.path} was pretrained at {loaded.spacing} mm (z, y, x), and {tuple(given)} "
-            "was asked for: leave the spacing out"
+            f"{loaded.path} was pretrained at {loaded.spacing} mm (z, y, x), got {tuple(given)}: "
+            "leave the spacing out"
         )
 
 
@@ -158,7 +159,7 @@ def _chosen_spacing(loaded: checkpoint.Checkpoint, given: Spacing | None) -> Spa
     _require_own_spacing(loaded, given)
     if not (spacing := loaded.spacing or given):
         raise ValueError(
-            f"{loaded.path} does not say the spacing of its pretraining: say one in mm (z, y, x), "
-            "--spacing Z Y X, in Python load_encoder(path, spacing=(z, y, x))"
+            f"{loaded.path} does not record the spacing of its pretraining: give it in mm (z, y, "
+            "x) with --spacing Z Y X, or in Python with load_encoder(path, spacing=(z, y, x))"
         )
     return tuple(float(mm) for mm in spacing)

@@ -1,4 +1,4 @@
-"""What is kept of each scan, and the tables of all of them. Nothing is pickled.
+"""The features stored for each scan, and the tables of all scans. Nothing is pickled.
 
 scans/<case>.npz     one scan: written whole, and so the mark that it is done
 features.npz, .csv   one row per scan: id, path, group, shape, spacing, windows, stage0 to stage4
@@ -77,7 +77,7 @@ def _arrays(pooled: Pooled) -> dict[str, np.ndarray]:
 
 
 def kept(folder: Path, row: ScanRow) -> Arrays | None:
-    """What `keep` wrote; None where it is not there, or not whole."""
+    """What `keep` wrote; None where it is absent or incomplete."""
     try:
         with row_path(folder, row).open("rb") as file, np.load(file, allow_pickle=False) as stored:
             return dict(stored)

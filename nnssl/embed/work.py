@@ -1,4 +1,4 @@
-"""`nnssl_embed`: features of all scans of some folders. The same line continues after a stop."""
+"""`nnssl_embed`: features of all scans of some folders. The same command continues after a stop."""
 
 from __future__ import annotations
 
@@ -43,7 +43,9 @@ class EmbedTask:
 
 @dataclass(frozen=True)
 class EmbedWork:
-    """What all scans share. number: of the map that is wanted in full; masks: files by name."""
+    """Settings shared by all scans. number: of the map that is wanted in full; masks: files by
+    name.
+    """
 
     encoder: Encoder
     options: EmbedOptions
@@ -61,7 +63,7 @@ class EmbedWork:
 
 
 def embed(options: EmbedOptions, print_fn: PrintFn = print) -> Path:
-    """Embed what is not embedded yet, and write the tables; the path of `features.npz`.
+    """Embed the scans that are not embedded yet, and write the tables; the path of `features.npz`.
 
     Raises ValueError, FileNotFoundError, OSError, files.LockedError where another process writes
     there, and Interrupted.
@@ -119,7 +121,7 @@ def _survey_reports(work: EmbedWork, scans: list[Found]) -> list[ScanReport]:
 
 
 def _stop(*_: object) -> None:
-    raise signals.Interrupted("stopped; the same line continues where it was")
+    raise signals.Interrupted("stopped; the same command continues from there")
 
 
 def encoder_of(options: EmbedOptions, print_fn: PrintFn) -> Encoder:
@@ -147,7 +149,7 @@ def _task(line: ScanReport, row: ScanRow, masks: Masks | None, settings: str) ->
 
 
 def _identity(file: Path) -> list:
-    """What tells a file from a changed one."""
+    """The signature of a file, which changes with the file."""
     status = file.stat()
     return [str(file), status.st_size, status.st_mtime_ns]
 
@@ -171,10 +173,10 @@ def _scan_row(line: ScanReport, tops: Sequence[Path]) -> ScanRow:
 
 
 def _encode(work: EmbedWork, tasks: list[EmbedTask]) -> dict[str, str]:
-    """Embed what is not done; {id: reason} of what could not be."""
+    """Embed the remaining scans; {id: reason} of those that failed."""
     todo = [task for task in tasks if not _is_done(work.folder, task, work.options)]
     if len(todo) < len(tasks):
-        work.print_fn(f"{len(tasks) - len(todo)} of {len(tasks)} scans were done before")
+        work.print_fn(f"{len(tasks) - len(todo)} of {len(tasks)} scans were already done")
     failed: dict[str, str] = {}
     spacing, hu = work.encoder.spacing, work.encoder.hu
     read_one = partial(prepared, spacing=spacing, hu=hu, cache=work.folder)
@@ -214,7 +216,7 @@ def _is_done(folder: Path, task: EmbedTask, options: EmbedOptions) -> bool:
 def prepared(
     task: EmbedTask, spacing: Spacing, hu: HUPolicy | None, cache: Path
 ) -> tuple[Prepared, dict]:
-    """What a worker does: read, resample; the survey has checked the scan."""
+    """The work of one worker: read and resample; the survey has checked the scan."""
     scan = read_found(task.found, cache)
     grid = grid_spacing(spacing, scan.spacing)
     about = {"shape": scan.voxels.shape, "spacing": scan.spacing, "grid": grid}
@@ -250,7 +252,7 @@ def _tell_failures(work: EmbedWork, tasks: Sequence[EmbedTask], failed: dict[str
         work.print_fn(f"  {scan}: {reason}")
     unlabelled = [task.row.id for task in tasks if task.labels is None]
     if work.has_labels and unlabelled:
-        work.print_fn(f"  {len(unlabelled)} without a mask of their name, such as {unlabelled[0]}")
+        work.print_fn(f"  {len(unlabelled)} without a matching mask, such as {unlabelled[0]}")
 
 
 def _tell_tables(work: EmbedWork, features: table.FeatureTable) -> None:

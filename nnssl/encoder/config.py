@@ -25,7 +25,7 @@ CHOICES = {
 
 @dataclass(frozen=True)
 class SwinConfig:
-    """The architecture of a `Swin`, and all that is needed to build it again.
+    """The architecture of a `Swin`, and all that is needed to rebuild it.
 
     taps:    "stage": maps 0-3 are the stages' outputs before merging, as in SMIT, map 4 the last
              merge's.
@@ -96,8 +96,8 @@ class SwinConfig:
         for stage, heads in enumerate(self.heads):
             if (width := self.embed_dim * 2**stage) % heads:
                 raise ValueError(
-                    f"stage {stage + 1} has {width} channels, which {heads} heads do not divide; "
-                    f"choose heads[{stage}] among the divisors of {width}"
+                    f"stage {stage + 1} has {width} channels, which is not a multiple of its "
+                    f"{heads} heads; choose heads[{stage}] among the divisors of {width}"
                 )
 
     def _checked_steps(self) -> tuple[Shape, ...]:

@@ -1,4 +1,4 @@
-"""What Swin UNETR v2 adds to a Swin."""
+"""The convolutions that Swin UNETR v2 adds to a Swin."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""What all blocks of several stages are given, made at once: there are many blocks, and each would
-take a few kernels of its own for it.
+"""The inputs of all blocks of several stages, computed at once: there are many blocks, and each
+would need a few kernels of its own.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def _numbers_by_shape(shapes: Sequence[Alike]) -> dict[Alike, list[int]]:
 
 
 def blocks_of(stage: Stage) -> Sequence[Block]:
-    """What a ModuleList does not say."""
+    """The element type that ModuleList does not declare."""
     return cast("Sequence[Block]", stage.blocks)
 
 

@@ -1,4 +1,4 @@
-"""How a Triton kernel is tried on the GPU at hand: against the formula in fp64, once.
+"""Test a Triton kernel on the current GPU, once, against the formula in fp64.
 
 The kernels were proven without a GPU. Where one differs from its formula or cannot run, PyTorch's
 own operations are taken and one line says so.
@@ -28,7 +28,7 @@ def warn_once(device: torch.device, operations: str, reason: str) -> None:
         return
     _warned.add((device, operations))
     warnings.warn(
-        f"{operations} on {device} goes without the Triton kernel, which is slower: {reason}",
+        f"{operations} on {device} runs without the Triton kernel, which is slower: {reason}",
         stacklevel=3,
     )
 
@@ -36,7 +36,7 @@ def warn_once(device: torch.device, operations: str, reason: str) -> None:
 def fault(
     device: torch.device, dtype: torch.dtype, compare: Callable[[], dict[str, float]], case: str
 ) -> str:
-    """Why a kernel does not serve for a `case`, by its errors in a comparison; "" where it does."""
+    """Why a kernel cannot be used for a `case`, by its errors in a comparison; "" if it can."""
     if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
         return "it needs an NVIDIA GPU of compute capability 8.0 (A100, RTX 30) or later"
     try:
@@ -47,11 +47,11 @@ def fault(
     worst = _worst(errors)
     if errors[worst] <= TOLERANCES[dtype]:
         return ""
-    return f"its {worst} is wrong by {errors[worst]:.1e} for {dtype}, {case}; please report this"
+    return f"its {worst} is off by {errors[worst]:.1e} for {dtype}, {case}; please report this"
 
 
 def _worst(errors: dict[str, float]) -> str:
-    """Not a number is the worst of all."""
+    """NaN counts as the largest."""
     return max(errors, key=lambda name: math.inf if math.isnan(errors[name]) else errors[name])
 
 

@@ -1,4 +1,4 @@
-"""One way to cut a grid of tokens into windows, and who may attend to whom inside them."""
+"""A partition of a token grid into windows, and which tokens may attend to each other."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from nnssl.types import Shape
 
 @dataclass(frozen=True)
 class Mask:
-    """Who may not attend to whom: window w adds patterns[which[w]] to its scores. There are few
-    patterns.
+    """The pairs that may not attend to each other: window w adds patterns[which[w]] to its scores.
+    There are few patterns.
 
     patterns: [P n n] 0 where a pair of slots may attend, else `hidden`.
     which:    [nW] the pattern of each window.

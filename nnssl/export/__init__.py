@@ -21,12 +21,12 @@ FORMATS = ("onnx", "pt2")
 
 
 class ExportError(ValueError):
-    """The message is for the user: what cannot be exported and what to do."""
+    """A network cannot be exported; the message says why and what to do."""
 
 
 @dataclass(frozen=True)
 class ExportRequest:
-    """What `nnssl_export` is asked for."""
+    """The options of `nnssl_export`."""
 
     model: Path = option(
         help="$nnUNet_results/DATASET/TRAINER__PLANS__CONFIGURATION", flag="-m", metavar="FOLDER"
@@ -34,7 +34,7 @@ class ExportRequest:
     output: Path = option(
         help="model.onnx, model.pt2 and model.json are written here", flag="-o", metavar="FOLDER"
     )
-    fold: str = option("0", "0 to 4, or all; default: %(default)s", flag="-f", metavar="FOLD")
+    fold: str = option("0", "fold 0 to 4, or all; default: %(default)s", flag="-f", metavar="FOLD")
     checkpoint: str = option(FINAL, "default: %(default)s", flag="-chk", metavar="FILE")
     formats: Sequence[str] = option(FORMATS, "default: all", choices=FORMATS)
 
@@ -59,5 +59,5 @@ def export(request: ExportRequest, print_fn: PrintFn = print) -> Path:
         print_fn(f"{path}: logits within {difference:.1e} of PyTorch's, relative to the largest")
     card = request.output / CARD
     files.write_json(card, expects.card(model, written))
-    print_fn(f"{card}: what the network expects, and what its logits mean")
+    print_fn(f"{card}: input requirements of the network, and the meaning of its logits")
     return card

@@ -1,4 +1,4 @@
-"""model.json: what an exported network expects of an image, and what its logits mean."""
+"""model.json: input requirements of an exported network, and the meaning of its logits."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def _regions(manager: LabelManager) -> dict:
 
 
 def _pretrained(plans: dict) -> dict:
-    """What is known of the weights that the fine-tuning began with."""
+    """The recorded facts on the weights that the fine-tuning started from."""
     pretrained = plans.get(INFO, {})
     names = ("method", "sha256", "citations")
     return {name: pretrained[name] for name in names if name in pretrained}

@@ -1,4 +1,4 @@
-"""A network as a file of `torch.export` or ONNX, kept only when its logits are PyTorch's."""
+"""A network as a file of `torch.export` or ONNX, kept only if its logits match PyTorch's."""
 
 from __future__ import annotations
 
@@ -76,8 +76,8 @@ def write_verified(program: ExportedProgram, model: Trained, path: Path) -> floa
 def _require_close(difference: float, path: Path) -> None:
     if not difference <= TOLERANCE:  # nor NaN
         raise ExportError(
-            f"{path} was not written: its logits differ from PyTorch's by {difference:.1e} of "
-            f"the largest, more than {TOLERANCE:g}; please report the network and versions"
+            f"{path} was not written: its logits differ from PyTorch's by {difference:.1e} of the "
+            f"largest, more than {TOLERANCE:g}; please report the network and the package versions"
         )
 
 
@@ -130,7 +130,7 @@ def _save_onnx(program: ExportedProgram, path: Path) -> None:
         program, dynamo=True, input_names=[INPUT], output_names=[OUTPUT], verbose=False
     )
     if onnx_program is None:
-        raise ExportError("PyTorch gave no ONNX program: leave onnx out of --formats")
+        raise ExportError("PyTorch returned no ONNX program: leave onnx out of --formats")
     onnx_program.save(path, external_data=False)
 
 

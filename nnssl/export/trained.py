@@ -75,13 +75,13 @@ def _existing_checkpoint(model: Path, fold: str, checkpoint: str) -> Path:
     """The checkpoint's path."""
     if not (model / "plans.json").is_file():
         raise ExportError(
-            f"{model} is no model folder of nnU-Net: it holds no plans.json; give "
+            f"{model} is not an nnU-Net model folder (no plans.json); give "
             "$nnUNet_results/DATASET/TRAINER__PLANS__CONFIGURATION"
         )
     path = model / f"fold_{fold}" / checkpoint
     if not path.is_file():
         raise ExportError(
-            f"there is no {path}; {model.name} holds: {_checkpoints(model)}. Choose with -f FOLD "
+            f"{path} does not exist; {model.name} has: {_checkpoints(model)}. Choose with -f FOLD "
             "and -chk FILE"
         )
     return path

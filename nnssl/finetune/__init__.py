@@ -1,5 +1,5 @@
-"""The work of our nnU-Net trainers: which network, which weights, which optimiser. The trainers
-only call it.
+"""The implementation of our nnU-Net trainers: network, weights, optimiser. The trainers only call
+it.
 
 __init__         resolve_architecture   the plans name the network; nnU-Net saves them with a model
 initialize       load_named_checkpoint  the encoder's weights, all of them or none

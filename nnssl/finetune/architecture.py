@@ -1,4 +1,4 @@
-"""What a plans file says of the network and its training: `architecture`, `pretrain_info` and
+"""The entries of a plans file for the network and its training: `architecture`, `pretrain_info` and
 `nnssl_recipe` (`nnssl.recipe`).
 
 A configuration's `architecture` is nnU-Net's own entry, with our class: {"network_class_name",
@@ -71,7 +71,7 @@ def architecture(
 
 
 def _axes_argument(axes: list[int]) -> dict[str, list[int]]:
-    """Only where the plans' order of the axes is another than that of the files."""
+    """Only if the axis order of the plans differs from that of the files."""
     return {} if axes == sorted(axes) else {"axes": axes}
 
 
@@ -81,7 +81,7 @@ def _intensity(plans: dict, resolved: dict, hu: HUPolicy | None) -> dict | None:
 
 
 def _image_skip(plans: dict, decoder: dict) -> str:
-    """A pretrained decoder sees what it saw there."""
+    """A pretrained decoder gets the same input as in the pretraining."""
     return "mapped" if plans.get(INFO, {}).get("decoder") == decoder else "raw"
 
 
@@ -151,7 +151,7 @@ def intensity_map(schemes: list[str], properties: dict, hu: HUPolicy | None) -> 
     schemes:    a configuration's `normalization_schemes`, one per channel.
     properties: the plans' `foreground_intensity_properties_per_channel`.
     hu:         the pretraining's policy; None where there was none.
-    Channels of another scheme than CTNormalization pass as they are. None: nothing to do.
+    Channels with a scheme other than CTNormalization pass unchanged. None: nothing to do.
     """
     is_ct_channel = [scheme == "CTNormalization" for scheme in schemes]
     if hu is None or not any(is_ct_channel):
@@ -170,11 +170,11 @@ def intensity_map(schemes: list[str], properties: dict, hu: HUPolicy | None) -> 
 def describe_map(intensity: dict | None, info: dict) -> list[str]:
     """Lines for the log; `info`: the plans' `pretrain_info`, of the checkpoint mapped to."""
     if not intensity:
-        return ["Intensities: as nnU-Net gives them"]
+        return ["Intensities: as normalised by nnU-Net"]
     numbers = {name: values for name, values in intensity.items() if name != "bends"}
     lines = [f"Intensities: {numbers}"]
     if intensity.get("bends") and info.get("hu"):
-        lines.append(f"  and on as in the pretraining: {HUPolicy.from_dict(info['hu']).describe()}")
+        lines.append(f"  then as in the pretraining: {HUPolicy.from_dict(info['hu']).describe()}")
     return lines
 
 

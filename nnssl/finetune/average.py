@@ -39,13 +39,13 @@ class Average:
         optimizer.register_load_state_dict_pre_hook(self._load)
 
     def use(self) -> None:
-        """The network has the averaged weights from now on, if there has been a step."""
+        """Put the averaged weights into the network, if there has been a step."""
         if not self.in_use and self.updates:
             self._exchange()
             self.in_use = True
 
     def restore(self) -> None:
-        """The network has the raw weights from now on, those that learn."""
+        """Put the raw, trained weights back into the network."""
         if self.in_use:
             self._exchange()
             self.in_use = False

@@ -1,8 +1,8 @@
 """Selects the checkpoint that fine-tuning starts from.
 
-First hit wins: `pretrain_info.checkpoint_path` in the plans, the variable `nnssl_checkpoint`, the
-only `checkpoint_final.pth` under `$nnUNet_results/nnssl/`, the weights that came with the package
-(`nnssl.weights.DEFAULT`).
+The first match wins: `pretrain_info.checkpoint_path` in the plans, the variable `nnssl_checkpoint`,
+the only `checkpoint_final.pth` under `$nnUNet_results/nnssl/`, the weights that came with the
+package (`nnssl.weights.DEFAULT`).
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ if TYPE_CHECKING:
     from nnssl.checkpoint import Checkpoint
 
 VARIABLE = "nnssl_checkpoint"
-REMEDY = f"""Name the one to start from, in one of these ways:
+REMEDY = f"""Choose one in one of these ways:
   nnssl_plan -d DATASET -c PATH_TO_CHECKPOINT --name NAME     and train with -p NAME
   export nnssl_checkpoint=PATH_TO_CHECKPOINT
-Weights that came with this package have a name in place of a path: {weights.NAMES}
+Weights shipped with this package are given by name instead of a path: {weights.NAMES}
 To train the same network from a random start: -tr SwinScratchTrainer"""
 
 
 class NoCheckpointError(ValueError):
-    """The checkpoint that is named is not there, or none is named of several."""
+    """The named checkpoint does not exist, or several exist and none is named."""
 
 
 class OriginError(ValueError):
-    """The weights asked for are not those of the plans, or not for this network."""
+    """The requested weights are not those of the plans, or do not belong to this network."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,8 @@ class CheckpointChoice:
 def choose(info: Mapping, source: str = "the plans") -> CheckpointChoice:
     """The checkpoint to start from. Addresses are fetched.
 
-    info:  the plans' `pretrain_info`, or what takes its part; `source` is its name in messages. A
-           file that is no longer where it says is looked for by its hash.
+    info: the plans' `pretrain_info`, or what takes its part; `source` is its name in messages. A
+    file that is no longer at its recorded path is searched for by its hash.
     Raises NoCheckpointError where a named file is missing, or several are found and none is named;
     AddressError where one cannot be fetched, or released weights are not what was released.
     """
@@ -64,7 +64,7 @@ def _only_one() -> CheckpointChoice | None:
     found = finals()
     if len(found) > 1:
         raise NoCheckpointError(
-            f"{len(found)} pretrained checkpoints were found, and none is "
+            f"{len(found)} pretrained checkpoints were found, but none is "
             f"named:\n{_path_lines(found)}\n{REMEDY}"
         )
     by = f"the only one under {_searched()}"
@@ -73,7 +73,7 @@ def _only_one() -> CheckpointChoice | None:
 
 def _released(source: str) -> CheckpointChoice:
     name = weights.DEFAULT
-    by = f"default: {source} and {VARIABLE} name none, and there is no {FINAL} under {_searched()}"
+    by = f"default: {source} and {VARIABLE} name none, and no {FINAL} exists under {_searched()}"
     return CheckpointChoice(
         address.released(name), by, weights.RELEASED[name].sha256, name, default=True
     )
@@ -142,9 +142,8 @@ def require_recorded_hash(choice: CheckpointChoice, sha256: str) -> None:
     if choice.sha256 not in (None, sha256):
         raise OriginError(
             f"{choice.path} has changed since {choice.named_by} recorded it: its sha256 is "
-            f"{sha256}, recorded is "
-            f"{choice.sha256}. Put the old file back, or make new plans:\n"
-            f"  nnssl_plan -d DATASET -c {choice.path} --name NAME"
+            f"{sha256}, expected {choice.sha256}. Restore the old file, or create new plans:\n  "
+            f"nnssl_plan -d DATASET -c {choice.path} --name NAME"
         )
 
 

@@ -59,7 +59,7 @@ def _grouped(network: SwinUNETR, rules: _Rules) -> dict[tuple, list[nn.Parameter
 
 
 class _Rules(NamedTuple):
-    """What a parameter of some name learns with."""
+    """The optimiser settings of a parameter, by its name."""
 
     depths: tuple[int, ...]
     recipe: Recipe
@@ -117,7 +117,7 @@ def optimise(
     """AdamW and its schedule; the gradient is clipped to `recipe.clip` as a part of each step.
 
     A hook clips, because nnU-Net's own `train_step` clips to a fixed 12, which the hook then
-    undercuts. What has the learning rate 0 does not count.
+    undercuts. Parameters with learning rate 0 are excluded.
     """
     groups = parameter_groups(network, recipe, pretrained)
     fused = device.type in ("cpu", "cuda")
@@ -133,17 +133,17 @@ def _clip_gradient(optimizer: torch.optim.Optimizer, most: float) -> None:
 
 
 def describe_recipe(recipe: Recipe, pretrained: bool) -> str:
-    """Line for the log: what the recipe comes to in this training."""
+    """Line for the log: the resolved recipe of this training."""
     return (
         f"Recipe: {recipe.total} iterations, {recipe.warmup} of them warm-up; learning rate "
-        f"{recipe.lr:g}, of which the encoder has {recipe.encoder_scale(pretrained):g} and the "
-        f"heads {recipe.head_lr:g}; drop path {recipe.stochastic_depth:g}; average of the weights "
+        f"{recipe.lr:g}, scaled by {recipe.encoder_scale(pretrained):g} for the encoder and by "
+        f"{recipe.head_lr:g}; drop path {recipe.stochastic_depth:g}; average of the weights "
         f"{recipe.average or 'off'}"
     )
 
 
 def prepare_cpu() -> None:
-    """Freed memory is kept, and OMP_NUM_THREADS counts: nnU-Net takes every processor it sees,
+    """Keep freed memory, and respect OMP_NUM_THREADS: nnU-Net uses every processor it sees,
     allotted or not.
     """
     keep_freed_memory()

@@ -1,4 +1,4 @@
-"""LoRA: the encoder learns by updates of low rank (Hu et al. 2021, arXiv 2106.09685).
+"""LoRA: the encoder is trained by low-rank updates (Hu et al. 2021, arXiv 2106.09685).
 
     W + alpha / rank * B A          W [rows columns] stays, A [rank columns] and B [rows rank] learn
 
@@ -99,8 +99,8 @@ def describe_lora(network: SwinUNETR, recipe: Recipe) -> str:
     learning = _count(p for p in parameters if p.requires_grad)
     return (
         f"LoRA of rank {recipe.lora_rank}, alpha {recipe.lora_alpha:g}: of the encoder's "
-        f"{_count(parameters) - in_factors} parameters the matrices stay; {in_factors} in factors "
-        f"learn, and {learning - in_factors} in biases, norms and patch embedding"
+        f"{_count(parameters) - in_factors} parameters the matrices are frozen; trained are "
+        f"{in_factors} in factors and {learning - in_factors} in biases, norms and patch embedding"
     )
 
 

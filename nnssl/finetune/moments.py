@@ -1,4 +1,4 @@
-"""What a decoder has to know of the training set before its first step: moments of maps,
+"""Statistics of the training set for the decoder, before its first step: moments of maps,
 frequencies of classes.
 """
 

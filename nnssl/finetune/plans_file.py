@@ -53,9 +53,9 @@ def _pretrained_architecture(
 
 
 def require_architecture(resolved: dict, why_not: Exception | None) -> None:
-    """Raise what kept `resolve_architecture` from its work, now that the network is needed."""
+    """Raise the stored error of `resolve_architecture`, now that the network is needed."""
     if not is_ours(resolved):
-        raise why_not or OriginError("these plans name another network than ours")
+        raise why_not or OriginError("these plans name a network of another package")
 
 
 def restore_plans(plans: dict, resolved: dict, name: str, saved: dict) -> None:
@@ -124,9 +124,9 @@ def refuse_mixed_folds(model: Path | str, fold: int | str, info: dict) -> None:
     before, now = _pretrained_sha256(files.read_json(plans)), info.get("sha256")
     if before != now:
         raise OriginError(
-            f"{model} holds {others} fold(s) trained from the checkpoint with sha256 "
-            f"{before}, this run has {now}. Give each pretraining its plans: "
-            "nnssl_plan -d DATASET -c CHECKPOINT --name NAME, and train with -p NAME"
+            f"{model} holds {others} fold(s) trained from the checkpoint with sha256 {before}, "
+            f"but this run has {now}. Create separate plans for each pretraining: nnssl_plan -d "
+            "DATASET -c CHECKPOINT --name NAME, and train with -p NAME"
         )
 
 

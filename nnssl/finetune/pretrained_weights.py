@@ -2,9 +2,9 @@
 training.
 
 nnU-Net's `load_pretrained_weights` copies every tensor but the heads, also the intensity map, which
-belongs to a dataset and is not learnt; what does not fit fails an assertion without a cure. It
-tells neither trainer nor network that it is at work, and nnU-Net is not patched. So two hooks of
-PyTorch watch a network that starts again:
+belongs to a dataset and is not learnt; a mismatch fails an assertion without a remedy. It tells
+neither trainer nor network that it is at work, and nnU-Net is not patched. So two hooks of PyTorch
+watch a network that starts again:
 
     state_dict       the loader's first look at the network: the file in its hands is compared
     load_state_dict  the dataset's own intensity map stays, whatever the file says
@@ -30,7 +30,7 @@ Shapes = dict[str, tuple[int, ...]]  # of tensors by name
 
 
 class PretrainedWeightsError(ValueError):
-    """The file of `-pretrained_weights` is not for this network; nothing of it was loaded."""
+    """The file of `-pretrained_weights` does not fit this network; nothing was loaded."""
 
 
 class Watch:
@@ -49,7 +49,7 @@ class Watch:
         ]
 
     def end(self) -> None:
-        """What is loaded from now on is a model of its own, its intensity map included."""
+        """From now on, loaded weights are a complete model, including its intensity map."""
         for hook in self.hooks:
             hook.remove()
 
@@ -67,8 +67,8 @@ class Watch:
         if theirs != ours:
             self.print_fn(
                 f"WARNING: the network in {file} saw other intensities (HU policy {theirs}) than "
-                f"these plans give it ({ours}). For the same, plan from the same checkpoint: "
-                f"{_replan(saved, file)}"
+                f"these plans specify ({ours}). For identical intensities, plan from the same "
+                f"checkpoint: {_replan(saved, file)}"
             )
 
     def _before_loading(self, _: nn.Module, state_dict: dict, *__: object) -> None:
@@ -77,8 +77,8 @@ class Watch:
         heads = sum(HEADS in name for name in learnt)
         self.print_fn(
             f"Pretrained weights of another training:{self.about} ({len(learnt) - heads} of "
-            f"{len(learnt)} tensors; the {heads} of the heads start again, and the intensity map "
-            "stays that of this dataset)"
+            f"{len(learnt)} tensors; the {heads} of the heads are reinitialised, and the "
+            "intensity map remains that of this dataset)"
         )
 
     def _own_intensity(self) -> dict[str, Tensor]:
@@ -102,9 +102,9 @@ def _require_same_shapes(file: str, saved: Mapping, ours: Shapes, theirs: Shapes
     if other:
         first = other[0]
         raise PretrainedWeightsError(
-            f"{file} is of another encoder or decoder: {len(other)} tensors differ, such as "
-            f"{first} ({theirs.get(first, 'missing')} in the file, {ours.get(first, 'missing')} "
-            f"here). Plan this dataset with the same ones: {_replan(saved, file)}"
+            f"{file} has another encoder or decoder: {len(other)} tensors differ, such as {first} "
+            f"({theirs.get(first, 'missing')} in the file, {ours.get(first, 'missing')} here). "
+            f"Plan this dataset with the same encoder and decoder: {_replan(saved, file)}"
         )
 
 
@@ -112,32 +112,34 @@ def _require_same_channels(file: str, saved: Mapping, ours: Shapes, theirs: Shap
     here, there = (shapes.get(STEM, (0, 0))[1] for shapes in (ours, theirs))
     if here != there:
         raise PretrainedWeightsError(
-            f"{file} was trained on images of {there} channel(s), these have {here}: start from a "
-            "pretraining's checkpoint, whose first layer is inflated to any number: "
+            f"{file} was trained on images of {there} channel(s), but these have {here}: start "
+            "from a pretraining's checkpoint, whose first layer is inflated to any number: "
             f"{_replan(saved, file)}"
         )
 
 
 def _require_our_network(file: str, saved: Mapping) -> None:
-    """Raises PretrainedWeightsError for a pretraining, or a labelled training of another one."""
+    """Raises PretrainedWeightsError for a pretraining checkpoint, or a training of another
+    network.
+    """
     if PRETRAINING in saved:
         raise PretrainedWeightsError(
             f"{file} is the checkpoint of a pretraining, not of a labelled training: leave out "
-            f"-pretrained_weights and make plans that name it, nnssl_plan -d DATASET -c {file} "
-            "--name NAME, to train with -p NAME"
+            f"-pretrained_weights and create plans that name it: nnssl_plan -d DATASET -c {file} "
+            "--name NAME, and train with -p NAME"
         )
     if not any(name.startswith("encoder.patch_embed.") for name in saved["network_weights"]):
         trainer = saved.get("trainer_name", "its trainer")
         plans = _plans(saved).get("plans_name", "PLANS")
         raise PretrainedWeightsError(
-            f"{file} holds another network than ours; start from it with its own trainer and "
+            f"{file} holds a network of another package; start from it with its own trainer and "
             f"plans: nnUNetv2_train DATASET CONFIGURATION FOLD -tr {trainer} -p {plans} "
             f"-pretrained_weights {file}"
         )
 
 
 def _compared_shapes(weights: Mapping[str, Tensor]) -> Shapes:
-    """By name, of what has to be the same in two trainings."""
+    """The settings, by name, that must agree in two trainings."""
     return {name: tuple(tensor.shape) for name, tensor in weights.items() if _is_compared(name)}
 
 

@@ -1,4 +1,4 @@
-"""Fine-tuning checkpoints that are cut short by a kill or a full disk: nnU-Net overwrites them."""
+"""Fine-tuning checkpoints truncated by a kill or a full disk: nnU-Net overwrites them in place."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ BEST = "checkpoint_best.pth"
 
 
 def whole(checkpoint: dict | str, print_fn: PrintFn) -> dict | str:
-    """What to load in the place of `checkpoint`, a path or its content: itself, or the best one of
-    its folder where it is cut short, which is logged. Raises ValueError where there is none.
+    """The checkpoint to load instead of `checkpoint`, a path or its content: itself, or the best
+    one of its folder where it is truncated, which is logged. Raises ValueError where there is none.
     """
     if (
         isinstance(checkpoint, dict)
@@ -21,12 +21,12 @@ def whole(checkpoint: dict | str, print_fn: PrintFn) -> dict | str:
     ):
         return checkpoint
     path = Path(checkpoint)
-    damage = f"{path} is cut short: it was being written when a run ended"
+    damage = f"{path} is truncated: the run ended while it was being written"
     if best := _whole_best(path):
-        print_fn(f"WARNING: {damage}. {BEST} is taken instead, and continues from its epoch")
+        print_fn(f"WARNING: {damage}. {BEST} is used instead; training continues from its epoch")
         return str(best)
     raise ValueError(
-        f"{damage}, and there is no {BEST} to continue from. Start this fold again without --c, or "
+        f"{damage}, and no {BEST} exists to continue from. Start this fold again without --c, or "
         "use another of its checkpoints with -chk"
     )
 

@@ -1,4 +1,4 @@
-"""The weights that a training starts with, and what its log says of them."""
+"""Load the weights that a training starts from, and report them in its log."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ def _explanations(done: checkpoint.Transfer, prefix: str = "") -> list[str]:
 def _named_checkpoint(info: dict) -> checkpoint.Checkpoint:
     if not info.get("checkpoint_path"):
         raise NoCheckpointError(
-            "these plans name our network but no checkpoint: train them with -tr "
-            "SwinScratchTrainer, or make plans from one: nnssl_plan -d DATASET -c "
-            "PATH_TO_CHECKPOINT --name NAME"
+            "these plans name our network but no checkpoint: train with -tr SwinScratchTrainer, "
+            "or create plans from a checkpoint: nnssl_plan -d DATASET -c PATH_TO_CHECKPOINT "
+            "--name NAME"
         )
     return opened(choose(info))
 
@@ -54,9 +54,9 @@ def _require_same_dimensions(loaded: checkpoint.Checkpoint, network: SwinUNETR) 
     theirs, ours = loaded.encoder_config.spatial_dims, network.encoder.config.spatial_dims
     if theirs != ours:
         raise OriginError(
-            f"{loaded.path} was pretrained in {theirs}D, this configuration is {ours}D: train a "
-            f"{theirs}D one, pretrain in {ours}D (nnssl_pretrain --dims {ours}), or use -tr "
-            "SwinScratchTrainer"
+            f"{loaded.path} was pretrained in {theirs}D, but this configuration is {ours}D: train "
+            f"a {theirs}D configuration, pretrain in {ours}D (nnssl_pretrain --dims {ours}), or "
+            "use -tr SwinScratchTrainer"
         )
 
 
@@ -70,13 +70,13 @@ def _load_decoder(
     if loaded.decoder is None:
         return []
     if difference := _other_decoder(network, loaded.decoder, loaded.encoder_config.steps):
-        return [f"  the decoder starts at random: {difference}"]
+        return [f"  the decoder starts from random weights: {difference}"]
     channels = network.encoder.config.in_channels - labels
     done = checkpoint.transfer_decoder(loaded, network.decoder, channels, labels)
     info["decoder_matched"] = done.matched
     return [
         f"  {done.matched} of {done.total} tensors of the decoder {loaded.decoder['name']} "
-        "matched; its heads start again",
+        "matched; its heads are reinitialised",
         *_explanations(done, "decoder."),
     ]
 
@@ -87,18 +87,18 @@ def _other_decoder(network: SwinUNETR, pretrained: dict, steps: tuple[Shape, ...
     """
     if network.decoder_options != pretrained:
         ours = network.decoder_options["name"]
-        return f"it is {ours} here, the checkpoint has one named {pretrained['name']}"
+        return f"the plans have {ours}, the checkpoint has {pretrained['name']}"
     here = network.encoder.config.steps
-    return None if here == steps else f"its steps are {here}, pretrained were {steps}"
+    return None if here == steps else f"its steps are {here}, but were {steps} in the pretraining"
 
 
 def random_start(plans: dict) -> list[str]:
     """Lines for the log of a training that loads nothing."""
     named = plans.get(INFO, {}).get("checkpoint_path")
     source = (
-        f"as in {named}, whose weights are not loaded"
+        f"as in {named}, without its weights"
         if named
-        else "as the plans say; no checkpoint is named"
+        else "as in the plans, which name no checkpoint"
     )
     return [f"Random start: encoder and intensities {source}"]
 
@@ -112,7 +112,7 @@ def intensities(resolved: dict, info: dict) -> list[str]:
     others = sorted(set(resolved["normalization_schemes"]) - {"CTNormalization"})
     if info.get("hu") and others:
         lines.append(
-            f"  channels of {', '.join(others)} pass as they are, though the pretraining saw HU"
+            f"  channels of {', '.join(others)} pass unchanged, although the pretraining was on HU"
         )
     if info.get("spacing"):
         lines.append(_spacings(resolved["spacing"], arguments.get("axes"), info["spacing"]))

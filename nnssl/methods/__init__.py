@@ -1,4 +1,4 @@
-"""One page a method, and the table that names them all."""
+"""One module per method, and the table of all methods."""
 
 from __future__ import annotations
 

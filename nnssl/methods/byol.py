@@ -1,4 +1,4 @@
-"""BYOL: predict what a slow copy of the network gives for another view. No negatives.
+"""BYOL: predict the output of a slow copy of the network for another view. No negatives.
 
 Grill et al. 2020, "Bootstrap your own latent: a new approach to self-supervised learning", NeurIPS,
 arXiv 2006.07733. On 2D slices of medical scans as in arXiv 2209.00314 (2022).
@@ -50,7 +50,7 @@ class BYOLConfig(MethodConfig):
 class BYOL(PairMethod):
     title = "bootstrap your own latent"
     family = "self-distillation without negatives"
-    signal = "what a teacher says of another view"
+    signal = "a teacher's output for another view"
     citation = (
         "Grill et al., Bootstrap your own latent: a new approach to self-supervised learning, "
         "NeurIPS 2020"

@@ -58,7 +58,7 @@ class CPCConfig(MethodConfig):
     def __post_init__(self) -> None:
         if self.cubes < 2:
             raise ValueError(
-                "cubes must be at least 2 along each axis, one to look at and one to predict: "
+                "cubes must be at least 2 along each axis, one as context and one to predict, got "
                 f"{self.cubes}"
             )
         if not 1 <= self.ahead < self.cubes:
@@ -205,8 +205,8 @@ class CPC(Method):
 
     def _no_room(self, crop: Shape) -> ValueError:
         return ValueError(
-            f"a crop of {'x'.join(map(str, crop))} has no room for {self.config.cubes} cubes "
-            "along each axis; take a larger --crop or fewer cubes"
+            f"a crop of {'x'.join(map(str, crop))} is too small for {self.config.cubes} cubes "
+            "along each axis; use a larger --crop or fewer cubes (--set cubes=2)"
         )
 
     def _draw_walk(self, dims: int, generator: torch.Generator) -> Tensor:

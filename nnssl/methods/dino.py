@@ -1,5 +1,4 @@
-"""DINO: give large and small views of one region the same answer, which a teacher gives for the
-large ones.
+"""DINO: for large and small views of one region, predict a teacher's output for the large ones.
 
 Caron et al. 2021, "Emerging properties in self-supervised vision transformers", ICCV, arXiv
 2104.14294.
@@ -67,7 +66,7 @@ class DINOConfig(MultiCropConfig, DistillationMethodConfig):
 class DINO(DistillationMethod):
     title = "self-distillation without labels"
     family = "self-distillation"
-    signal = "a teacher's answers for other views of the same region"
+    signal = "a teacher's outputs for other views of the same region"
     citation = (
         "Caron et al., Emerging properties in self-supervised vision transformers, ICCV 2021, "
         "arXiv 2104.14294"

@@ -94,8 +94,8 @@ class IBOTConfig(MultiCropConfig, DistillationMethodConfig):
         widest = min(self.mask_ratio, 1 - self.mask_ratio)
         if not 0 <= self.mask_spread <= widest or self.mask_ratio in (0, 1):
             raise ValueError(
-                "mask_ratio lies between 0 and 1, and so must mask_ratio - mask_spread and "
-                f"mask_ratio + mask_spread; got {self.mask_ratio} and {self.mask_spread}"
+                "mask_ratio, mask_ratio - mask_spread and mask_ratio + mask_spread must lie "
+                f"between 0 and 1; got {self.mask_ratio} and {self.mask_spread}"
             )
 
     def _check_weights(self) -> None:
@@ -108,7 +108,7 @@ class IBOTConfig(MultiCropConfig, DistillationMethodConfig):
 class IBOT(DistillationMethod):
     title = "masked self-distillation with an online tokenizer"
     family = "self-distillation"
-    signal = "a teacher's answers for hidden patches and for the other view"
+    signal = "a teacher's outputs for hidden patches and for the other view"
     citation = (
         "Zhou et al., iBOT: image BERT pre-training with online tokenizer, ICLR 2022, "
         "arXiv 2111.07832"

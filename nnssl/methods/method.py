@@ -1,6 +1,4 @@
-"""The contract of a self-supervised method. The engine knows these words and nothing else of a
-method.
-"""
+"""The interface of a self-supervised method. The training loop uses nothing else of a method."""
 
 from __future__ import annotations
 
@@ -29,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class Step(NamedTuple):
-    """What one look at a batch gives.
+    """The outputs of a method for one batch.
 
     losses   name -> scalar with gradient; the key "total" is what is minimised.
     monitored  name -> detached tensor for the collapse monitors: "embedding" [N d] and, for each
@@ -44,7 +42,7 @@ class Step(NamedTuple):
 
 @dataclass(frozen=True)
 class MethodConfig:
-    """The recipe that every method has; a method's own fields follow in its subclass."""
+    """The settings that every method has; a method's own fields follow in its subclass."""
 
     lr: float = 6e-4  # at a total batch of `lr_batch` scans; scaled by sqrt(batch / lr_batch)
     lr_batch: int = 8
@@ -103,7 +101,7 @@ class MethodConfig:
 
 
 class Method(nn.Module, ABC):
-    """Subclasses: one page each in this folder, and one line in `nnssl.methods.METHODS`."""
+    """Subclasses: one module each in this folder, and one line in `nnssl.methods.METHODS`."""
 
     title: ClassVar[str]
     family: ClassVar[str]
@@ -144,14 +142,14 @@ class Method(nn.Module, ABC):
         generators: Sequence[torch.Generator],
         within: Int[Tensor, "batch dims 2"] | None = None,
     ) -> dict[str, Tensor]:
-        """What this method looks at, on the device of `regions` [B 1 *region].
+        """The views of this method, on the device of `regions` [B 1 *region].
 
         `within` [B dims 2]: where the scan lies in each region (`nnssl.views.spatial.inside`);
         None: everywhere. A method whose views are parts of the region gives "offset" [views B dims]
         as well: each view's first voxel in the region.
 
-        All chance comes from `generators`, one per scan (on the CPU), so that a scan's views do not
-        depend on which process, batch or micro-batch it falls into.
+        All randomness comes from `generators`, one per scan (on the CPU), so that a scan's views do
+        not depend on which process, batch or micro-batch it falls into.
         """
 
     def prepare_views(
@@ -163,8 +161,8 @@ class Method(nn.Module, ABC):
         sizes: Int[Tensor, "batch dims"] | None = None,
         parcels: Int[Tensor, "batch *region"] | None = None,
     ) -> dict[str, Tensor]:
-        """What `loss` and `show` get: the views, which scan each region is of, and where it lies in
-        it.
+        """The input of `loss` and `show`: the views, the scan of each region, and its position in
+        the scan.
 
         scans, starts, sizes: "scan" [B], "start" and "size" [B dims] of the samples of
         `nnssl.data.crops.Crops`; without the last two every region is a whole scan.
@@ -200,15 +198,15 @@ class Method(nn.Module, ABC):
         update_all(self)
 
     def skipped_step(self) -> None:
-        """Instead of `after_step`, where the gradient was not finite: forget what the batch has
-        left behind.
+        """Instead of `after_step` if the gradient was not finite: discard the batch's pending
+        state.
         """
         discard_all(self)
 
     @abstractmethod
     def show(self, views: dict[str, Tensor]) -> dict[str, Float[Tensor, "batch 1 *_"]]:
-        """Title -> [B 1 *size] for views.png: what is looked at and, where voxels are predicted,
-        the prediction.
+        """Title -> [B 1 *size] for views.png: the input and, where voxels are predicted, the
+        prediction.
 
         Sizes may differ between titles; NaN is drawn as hidden. Called in evaluation mode, without
         gradient.

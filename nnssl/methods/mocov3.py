@@ -1,5 +1,5 @@
-"""MoCo v3: of many keys that a slow copy of the network gives, which is that of another view of my
-crop?
+"""MoCo v3: among many keys from a slow copy of the network, identify that of another view of the
+crop.
 
 Chen, Xie and He 2021, "An empirical study of training self-supervised vision transformers", ICCV,
 arXiv 2104.02057.
@@ -63,7 +63,7 @@ class MoCoV3Config(MethodConfig):
 class MoCoV3(PairMethod):
     title = "momentum contrast, version 3"
     family = "contrastive"
-    signal = "which of a teacher's keys is of another view of this crop"
+    signal = "which of a teacher's keys belongs to another view of this crop"
     citation = (
         "Chen et al., An empirical study of training self-supervised vision transformers, ICCV 2021"
     )

@@ -1,9 +1,9 @@
-"""Parcels: segment the collection into classes of tissue and place that were found without labels.
+"""Parcels: segment scans into classes of tissue and position that were found without labels.
 
 Ours. The classes are clusters (`nnssl.data.parcel_maps`), as in Caron et al. 2018, "Deep clustering
 for unsupervised learning of visual features", ECCV, arXiv 1807.05520, but of voxels, and fixed
-before the training; that segmenting made classes teaches few-shot segmentation is from Ouyang et
-al. 2020, "Self-supervision with superpixels", ECCV, arXiv 2007.09886.
+before the training; that segmenting artificial classes teaches few-shot segmentation is from Ouyang
+et al. 2020, "Self-supervision with superpixels", ECCV, arXiv 2007.09886.
 
     crop -> window, contrast, noise -> encoder -> the fine-tuning network's decoder
          -> which parcel?    CE, all voxels
@@ -58,7 +58,7 @@ class ParcelsConfig(MethodConfig):
 class Parcels(Method):
     title = "segmentation of unlabelled parcels"
     family = "clustering"
-    signal = "classes of tissue and place, found by clustering"
+    signal = "classes of tissue and position, found by clustering"
     citation = (
         "Ours; after Caron et al. 2018, arXiv 1807.05520, and Ouyang et al. 2020, arXiv 2007.09886"
     )
@@ -87,7 +87,7 @@ class Parcels(Method):
         within: Int[Tensor, "batch dims 2"] | None = None,
     ) -> dict[str, Tensor]:
         """{"image" [B 1 *crop]}; `regions` [B 1 *crop]. No voxel moves, so that the parcels stay
-        where they are.
+        aligned.
         """
         draws = [draw_intensity(generator, self.ranges) for generator in generators]
         return {"image": apply_intensity(regions, draws)}

@@ -1,4 +1,4 @@
-"""Rotation: by which quarter turns was this cube turned?
+"""Rotation: predict by which quarter turns a cube was rotated.
 
 Gidaris et al. 2018, "Unsupervised representation learning by predicting image rotations", ICLR,
 arXiv 1803.07728; in 3D Taleb et al. 2020, "3D self-supervised methods for medical imaging",
@@ -75,8 +75,8 @@ class Rotation(Method):
 
     @staticmethod
     def region(crop: Shape) -> Shape:
-        """The crop itself. Raises ValueError for one whose sides differ: its shape would tell how
-        it was turned.
+        """The crop itself. Raises ValueError for one whose sides differ: its shape would reveal the
+        rotation.
         """
         if len(set(crop)) > 1:
             raise _no_cube(crop)
@@ -140,7 +140,7 @@ def _no_cube(crop: Shape) -> ValueError:
 
 
 def _classifier(channels: int, classes: int) -> nn.Sequential:
-    """As Swin's own: first predictions near chance."""
+    """Initialised as in Swin: first predictions near chance."""
     last = nn.Linear(channels, classes)
     nn.init.trunc_normal_(last.weight, std=0.02)
     nn.init.zeros_(last.bias)

@@ -106,8 +106,8 @@ class SMITConfig(MaskedConfig, DistillationMethodConfig):
     def _check_weights(self) -> None:
         if self.w_parcels > 0 and self.decoder != LINEAR:
             raise ValueError(
-                f"decoder={self.decoder} and w_parcels={self.w_parcels} pretrain one decoder each; "
-                "take decoder=linear, or w_parcels=0"
+                f"decoder={self.decoder} and w_parcels={self.w_parcels} both pretrain a decoder; "
+                "set decoder=linear, or w_parcels=0"
             )
         if self.w_mip <= 0 and self.w_itd <= 0 and self.w_mpd <= 0:
             raise ValueError("one of w_mip, w_itd, w_mpd must be above 0")
@@ -137,7 +137,7 @@ class SMITConfig(MaskedConfig, DistillationMethodConfig):
 class SMIT(DistillationMethod):
     title = "self-distilled masked image transformer"
     family = "masked image modelling + self-distillation"
-    signal = "hidden voxels; a teacher's answers for hidden patches and for another view"
+    signal = "hidden voxels; a teacher's outputs for hidden patches and for another view"
     citation = (
         "Jiang et al., Self-supervised 3D anatomy segmentation using SMIT, MICCAI 2022, "
         "arXiv 2205.10342"
@@ -238,8 +238,8 @@ class SMIT(DistillationMethod):
         return Step(losses, monitored)
 
     def _taught(self, views: dict[str, Tensor]) -> tuple[Tensor, SelectedTokens]:
-        """What the teacher sees, and the patch tokens that are compared in it. Both views are drawn
-        alike, so a teacher of one view may always see the first.
+        """The teacher's input, and its patch tokens that are compared. Both views are drawn alike,
+        so a teacher of one view may always see the first.
         """
         names, count = ("image", "selected"), self.config.teacher_views
         taught, marked = (views[name][:count].flatten(0, 1) for name in names)

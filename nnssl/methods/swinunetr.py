@@ -1,5 +1,5 @@
-"""Swin UNETR's pretext: of two damaged views of a crop, say how each was turned, that they belong
-together, and what they looked like before.
+"""Swin UNETR's pretext tasks: from two damaged views of a crop, predict how each was rotated, that
+they belong together, and the original voxels.
 
 Tang et al. 2022, "Self-supervised pre-training of Swin transformers for 3D medical image analysis",
 CVPR, arXiv 2111.14791.
@@ -114,7 +114,9 @@ class ConvDecoder(nn.Module):
 class SwinUNETRPretext(Method):
     title = "Swin UNETR's pretext"
     family = "rotation + contrastive + inpainting"
-    signal = "how a view was turned, which is its twin, and its voxels before blocks were cut out"
+    signal = (
+        "how a view was rotated, which view is its twin, and its voxels before blocks were cut out"
+    )
     citation = (
         "Tang et al., Self-supervised pre-training of Swin transformers for 3D medical image "
         "analysis, CVPR 2022"
@@ -137,8 +139,8 @@ class SwinUNETRPretext(Method):
 
     @staticmethod
     def region(crop: Shape) -> Shape:
-        """The crop itself. Raises ValueError where y and x differ: its shape would tell how it was
-        turned.
+        """The crop itself. Raises ValueError where y and x differ: its shape would reveal the
+        rotation.
         """
         if crop[-1] != crop[-2]:
             raise _no_square(crop)
@@ -220,8 +222,8 @@ class SwinUNETRPretext(Method):
         return {"turned": image, "seen": student_input, "predicted": predicted}
 
     def _student_input(self, views: dict[str, Tensor]) -> Tensor:
-        """What the encoder sees [2 B 1 *crop]: in some blocks the scan before it in the batch,
-        where it is another.
+        """The encoder's input [2 B 1 *crop]: in some blocks the scan before it in the batch, where
+        it is another.
 
         Done here and not in `views`, whose result for a scan must not depend on the rest of its
         batch; which blocks is drawn there. A batch of one scan has nothing to swap.
@@ -239,7 +241,7 @@ class SwinUNETRPretext(Method):
         tokens = tokens.flatten(2)
         if tokens.shape[2] < 2:
             raise ValueError(
-                "token0 reads two tokens, the crop gives one: take a crop above 32 voxels, or "
+                "token0 needs two tokens, but the crop gives one: use a crop above 32 voxels, or "
                 "token0=false"
             )
         return tokens[:, :, number]

@@ -1,1 +1,1 @@
-"""What at least two methods share: heads, decoders, losses, the teacher."""
+"""Components shared by at least two methods: heads, decoders, losses, the teacher."""

@@ -1,5 +1,5 @@
-"""Contrast: which of many embeddings is another view of the same crop? In fp32, whatever autocast
-says.
+"""Contrastive losses: identify the embedding of another view of the same crop. In fp32, even under
+autocast.
 
 Rows are queries, columns what they are compared with: the embeddings of all processes and those of
 a queue. A column of the same scan that is not the positive may show the same anatomy; it is no

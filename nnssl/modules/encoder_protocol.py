@@ -1,4 +1,4 @@
-"""What heads and decoders need of an encoder: that of this package, or another one."""
+"""The encoder interface that heads and decoders need, for this package's encoder or another one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the self-distillation family shares: its settings, and an encoder with heads.
+"""Shared parts of the self-distillation family: settings, and an encoder with heads.
 
 Caron et al. 2021 (DINO, arXiv 2104.14294); Zhou et al. 2022 (iBOT, arXiv 2111.07832).
 """
@@ -62,7 +62,7 @@ class DistillationOutput(NamedTuple):
 
 
 class EncoderWithHeads(nn.Module, Generic[EncoderT]):
-    """What student and teacher have in common: the encoder and the heads in use.
+    """The network of student and teacher: the encoder and the heads in use.
 
     pooled: the maps whose means over tokens, side by side, are the embedding.
     image:  whether there is a head for the embedding.
@@ -100,7 +100,7 @@ class EncoderWithHeads(nn.Module, Generic[EncoderT]):
         selected: SelectedTokens | None = None,
         wanted: Collection[int] = (),
     ) -> DistillationOutput:
-        """`masked`: what the encoder may not see; `selected`: the patch tokens to compute, of all
+        """`masked`: voxels hidden from the encoder; `selected`: the patch tokens to compute, of all
         views or of the first ones; `wanted`: maps that others read.
         """
         patches = () if selected is None or self.patch is None else (self.patch,)

@@ -60,8 +60,8 @@ class Prototypes(nn.Linear):
         self.register_buffer("lengths", torch.ones(count, 1), persistent=False)
 
     def forward(self, x: Float[Tensor, "rows bottleneck"]) -> Float[Tensor, "rows prototypes"]:
-        """In fp32 whatever autocast says: bf16's error of 0.004 is 0.1 once divided by a
-        temperature of 0.04.
+        """In fp32 even under autocast: bf16's error of 0.004 is 0.1 once divided by a temperature
+        of 0.04.
         """
         with torch.autocast(x.device.type, enabled=False):
             rows = torch._weight_norm(self.weight.float(), self.lengths, 0)  # one kernel each way
@@ -132,8 +132,8 @@ class Projector(nn.Module):
 
 
 class Predictor(nn.Module):
-    """An MLP of two layers after the student's projector: what will the teacher say? [N out] -> [N
-    out].
+    """A two-layer MLP after the student's projector that predicts the teacher's output: [N out] ->
+    [N out].
 
     Grill 2020 (BYOL), section 3.1; Chen 2021 (MoCo v3), section 3.
     """

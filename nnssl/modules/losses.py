@@ -1,4 +1,4 @@
-"""Losses that at least two methods share; computed in fp32, whatever autocast says."""
+"""Losses shared by at least two methods; computed in fp32, even under autocast."""
 
 from __future__ import annotations
 

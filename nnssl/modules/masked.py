@@ -1,4 +1,4 @@
-"""What masked image modelling shares: the settings of what is hidden, decoded and scored."""
+"""Shared settings of masked image modelling: masking, decoding and the loss."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class BlockSides(tuple):
         if len(self) not in (1, dims):
             raise ValueError(
                 f"mask_block={self} has {len(self)} sides for {dims} axes; give one side, or one "
-                "an axis"
+                "per axis"
             )
         return tuple(self) * (dims if len(self) == 1 else 1)
 
@@ -39,7 +39,7 @@ SIXTEEN = BlockSides(16)
 
 @dataclass(frozen=True)
 class MaskedConfig:
-    """Which blocks are hidden, which maps predict their voxels, and how errors count."""
+    """Which blocks are hidden, which maps predict their voxels, and how errors are weighted."""
 
     mask_ratio: float = 0.6  # of the blocks that may be hidden
     # voxels (Jiang 2022, at 2 mm); nnssl_pretrain takes some 32 mm along each axis
@@ -91,8 +91,8 @@ class MaskedConfig:
 
     @property
     def mask_stride(self) -> int:
-        """Voxels: where mask tokens enter a `visible_only` encoder, as late as what is decoded
-        allows. Stage 4 must see them: nothing else could fill them.
+        """Stride in voxels at which mask tokens enter a `visible_only` encoder: as late as the
+        decoded maps allow. Stage 4 must see them: nothing else could fill them.
         """
         return min(self.decode_from, COARSER)
 
@@ -101,8 +101,8 @@ class MaskedConfig:
         if self.decode_from < COARSE or self.decoder != "linear":
             raise ValueError(
                 f"visible_only=true needs a decode_from of at least {COARSE}, and decoder=linear; "
-                f"got decode_from={self.decode_from}, decoder={self.decoder}. Set "
-                "visible_only=false to keep these"
+                f"got decode_from={self.decode_from}, decoder={self.decoder}. To keep these "
+                "settings, set visible_only=false"
             )
         self._check_visible_blocks()
 

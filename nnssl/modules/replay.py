@@ -1,4 +1,4 @@
-"""What the host does in a step that is replayed on the device, such as a teacher's temperature.
+"""The host's part of a step that is replayed on the device, such as a teacher's temperature.
 
 A step that is captured (`nnssl.train.graph`) is replayed with the numbers with which it was
 captured. So while a `HostPart` records, each number that differs from step to step is a scalar on
@@ -61,7 +61,9 @@ class HostPart:
         """Of the step's next number; made where there is none yet."""
         if self._used == len(self._slots):
             if self._captured:
-                raise RuntimeError("this step asks for a number that the one before did not need")
+                raise RuntimeError(
+                    "this step needs a host number that the recorded step did not use"
+                )
             self._slots.append(torch.zeros((), device=self.device))
         self._used += 1
         return self._slots[self._used - 1]

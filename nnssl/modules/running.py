@@ -202,7 +202,7 @@ class Standardise(nn.Module):
 
     Pooled tokens of different crops share most of their length, so cosine similarities to
     prototypes hardly differ, and a small batch ends in uniform targets at once. Batch norm would
-    cure that too (DINO's `use_bn_in_head`), but not with the few scans that a 3D batch has.
+    prevent that too (DINO's `use_bn_in_head`), but not with the few scans that a 3D batch has.
     """
 
     def __init__(self, size: int, momentum: float = 0.9, eps: float = 1e-4) -> None:
@@ -218,7 +218,7 @@ class Standardise(nn.Module):
     def forward(
         self, x: Float[Tensor, "rows dim"], counts: Float[Tensor, " rows"] | None = None
     ) -> Float[Tensor, "rows dim"]:
-        """Rows [N d]; `counts` as in `RunningMean.note`. In fp32, whatever autocast says."""
+        """Rows [N d]; `counts` as in `RunningMean.note`. In fp32, even under autocast."""
         x = x.float()
         with torch.no_grad():  # the ones give the number of rows
             rows = torch.cat([x, x * x, _ones(len(x), x.device)], dim=-1)

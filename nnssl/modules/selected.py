@@ -1,4 +1,4 @@
-"""Which tokens a head is applied to, as a list of fixed length.
+"""The tokens that a head is applied to, as a list of fixed length.
 
 A boolean index makes the host wait for the device: the number of rows is not known before. And it
 changes the shapes of all that follows, which no CUDA graph may.

@@ -1,4 +1,4 @@
-"""What the decoders are made of."""
+"""The building blocks of the decoders."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What predicts hidden voxels, and the fine-tuning network's decoder, trained together with the
+"""Predictors of hidden voxels, and the fine-tuning network's decoder, trained together with the
 encoder.
 """
 

@@ -1,4 +1,4 @@
-"""CT-like phantoms: made trunks with plausible Hounsfield units, for the demo and the tests.
+"""CT-like phantoms: synthetic trunks with plausible Hounsfield units, for the demo and the tests.
 
 A phantom is an abdomen and lower chest: fat, muscle, lungs, heart, liver, spleen, kidneys, bowel,
 aorta, ribs, spine with its canal, sometimes a table. Anatomy, contrast, texture, noise, spacing and
@@ -8,8 +8,8 @@ The three labelled organs need context, not a threshold: the liver has the HU of
 nearly that of muscle, the kidneys those of the bowel, the spinal canal those of fluid and muscle.
 All three stay what they are in a mirrored image.
 
-Chance is apart from effect: `draw_anatomy` draws, `render` paints. Coordinates are (z, y, x) in mm
-from the middle of the trunk: z to the head, y to the back, x to the patient's left.
+Sampling is separate from rendering: `draw_anatomy` samples, `render` paints. Coordinates are (z, y,
+x) in mm from the middle of the trunk: z to the head, y to the back, x to the patient's left.
 """
 
 from nnssl.phantoms.anatomy import LABELS, Anatomy, Part, draw_anatomy

@@ -1,4 +1,4 @@
-"""The page of a collection: what is in it before anything is trained, and what was left out."""
+"""The page of a collection: its scans before any training, and those that were left out."""
 
 from __future__ import annotations
 
@@ -63,12 +63,12 @@ def left_out_section(collection: Collection, shown: int = left_out.SHOWN) -> Sec
 
 
 _LEFT_OUT = (
-    "Pictures of what could be read and was refused by its values; black and white are the first "
-    "and the last hundredth of each scan's values."
+    "Pictures of scans that could be read but were refused for their values; black and white are "
+    "the 1st and 99th percentile of each scan."
 )
 _IN_IT = (
-    "Every scan weighs the same. The dashed line is the map from HU to the network's input: where "
-    "it is steep, the encoder sees differences."
+    "Every scan has the same weight. The dashed line is the map from HU to the network's input: "
+    "where it is steep, the encoder sees differences."
 )
 _SCANS = (
     "The middle planes as they are stored for training, axial, coronal and sagittal, and the "
@@ -81,7 +81,7 @@ def _collection_lead(collection: Collection) -> list[str]:
     lines, plan = collection.lines, collection.plan
     found = f"{len(lines)} found, {len(collection.kept)} kept."
     return (
-        [found, *_plan_summary(plan)] if plan else [found, "There is no plan: no scan can be used."]
+        [found, *_plan_summary(plan)] if plan else [found, "There is no plan: no scan is usable."]
     )
 
 
@@ -95,7 +95,7 @@ def _plan_summary(plan: Plan) -> list[str]:
 
 
 def _look_at(collection: Collection, states: dict[str, str]) -> list[str]:
-    """What a user should know before a training."""
+    """Warnings for the user before a training."""
     return [
         *_left_out_note(collection),
         *_orientations_note(collection),
@@ -106,7 +106,7 @@ def _look_at(collection: Collection, states: dict[str, str]) -> list[str]:
 
 def _left_out_note(collection: Collection) -> Iterator[str]:
     if out := len(collection.left_out):
-        yield f"{out} of {len(collection.lines)} are left out; see below why"
+        yield f"{out} of {len(collection.lines)} are left out; reasons below"
 
 
 def _orientations_note(collection: Collection) -> Iterator[str]:
@@ -124,9 +124,9 @@ def _orientations(collection: Collection) -> list[tuple[str, int]]:
 def _preprocessing_notes(states: dict[str, str]) -> Iterator[str]:
     counts = Counter(state.partition(":")[0] for state in states.values())
     if waiting := counts["not yet"]:
-        yield f"{waiting} scans are not preprocessed yet; the same line continues"
+        yield f"{waiting} scans are not preprocessed yet; run the same command again"
     if failed := counts["failed"]:
-        yield f"{failed} scans could not be preprocessed; the next run tries again"
+        yield f"{failed} scans could not be preprocessed; the next run retries"
 
 
 def _changed_note(collection: Collection) -> Iterator[str]:
@@ -157,7 +157,7 @@ def _percentiles(in_hu: bool) -> dict[str, str]:
 
 
 def _note_of_rows(cases: int) -> str:
-    note = "As stored, z y x. Sort by a column to find what is unlike the others."
+    note = "As stored, z y x. Sort by a column to find outliers."
     return (
         f"{note} The first {MOST_ROWS} of {cases}; report.csv has all."
         if cases > MOST_ROWS
@@ -185,7 +185,7 @@ def _tiles(collection: Collection, states: dict[str, str], most: int) -> Tiles:
 
 
 def _spread(cases: list[Case], most: int) -> list[Case]:
-    """At most so many, evenly over the list."""
+    """At most `most` of them, evenly over the list."""
     indices = np.linspace(0, len(cases) - 1, min(most, len(cases))).round().astype(int)
     return [cases[index] for index in indices]
 

@@ -1,4 +1,4 @@
-"""What a pretraining took, by the rows of its log."""
+"""The cost of a pretraining, from the rows of its log."""
 
 from __future__ import annotations
 

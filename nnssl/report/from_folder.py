@@ -29,7 +29,7 @@ def write_page(folder: Path | str, path: Path | str | None = None, scans: int = 
 
 def _check_arguments(folder: Path, scans: int) -> None:
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder} is no folder; {EXPECTED}")
+        raise FileNotFoundError(f"{folder} is not a folder; {EXPECTED}")
     if scans < 0:
         raise ValueError(f"--scans must be 0 or more, got {scans}")
 

@@ -1,5 +1,5 @@
-"""What was left out of a collection and why, with pictures of what could be read. No path of a
-scan, and so no name of a patient's folder, comes onto the page.
+"""The scans left out of a collection, with reasons and, where they could be read, pictures. No path
+of a scan, and so no name of a patient's folder, comes onto the page.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def kind(line: dict) -> str:
 def tables(lines: list[dict]) -> list[Table]:
     """How many were left out for each kind of reason, and each of them."""
     each: list[list[Cell]] = [[line_id(line), reason(line)] for line in lines]
-    where = "The scan's path stands in report.csv, in the line with the same reason."
+    where = "The scan's path is in report.csv, in the row with the same reason."
     scans_table = Table("", "Each scan that was left out", where, ["scan", "reason"], each)
     return [_reasons_table(lines), scans_table]
 

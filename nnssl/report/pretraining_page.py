@@ -1,4 +1,4 @@
-"""The page of a pretraining: how it went, what it saw, what it took, and what was left out."""
+"""The page of a pretraining: losses, inputs, cost, and the scans left out."""
 
 from __future__ import annotations
 
@@ -105,8 +105,8 @@ def render_pretraining(folder: Path) -> str:
 
 
 _VIEWS = (
-    "What the method looks at and, where it predicts voxels, what it predicts: the same crops at "
-    "several steps. What is hidden is blue."
+    "The method's inputs and, where it predicts voxels, its predictions: the same crops at "
+    "several steps. Masked voxels are blue."
 )
 
 
@@ -146,10 +146,10 @@ def _look_at(run: Pretraining, scans: Collection | None) -> Iterator[str]:
     """What a user should know of it."""
     yield from (f"step {row['step']}: {row['alarm']}" for row in run.rows if row.get("alarm"))
     if not run.is_finished:
-        yield "it is not finished: it runs, or was stopped and continues by the same line with --c"
+        yield "not finished: still running, or stopped (the same command with --c continues it)"
     yield from _waiting_note(run)
     if scans is not None and scans.left_out:
-        yield f"{len(scans.left_out)} of {len(scans.lines)} scans were left out of it"
+        yield f"{len(scans.left_out)} of {len(scans.lines)} scans were left out"
 
 
 def _waiting_note(run: Pretraining) -> Iterator[str]:

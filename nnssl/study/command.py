@@ -11,10 +11,10 @@ if TYPE_CHECKING:
 
 STEPS = {
     "init": "write a commented description",
-    "run": "do what is missing, in order; the cost is printed first. Stopped, the same line "
-    "continues",
+    "run": "run the missing steps, in order; the cost is printed first. After a stop, the same "
+    "command continues",
     "features": "CKA and attention distance of the finished runs' encoders, for the report",
-    "report": "tables, plots and one page on what is there; also of a results.jsonl alone",
+    "report": "tables, plots, one HTML page of the results so far; also from a results.jsonl alone",
 }
 
 
@@ -22,9 +22,9 @@ def parser() -> argparse.ArgumentParser:
     study_parser = argparse.ArgumentParser(
         prog="nnssl_study",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Compares pretrained starts with a random one, on tasks, with budgets of "
-        "labels, as one\n"
-        "description says. Every run is a training by nnU-Net; needs its three variables.\n\n"
+        description="Compares pretrained starts with a random one, on tasks and label budgets, "
+        "from one\n"
+        "description file. Every run is an nnU-Net training; needs its three variables.\n\n"
         "steps:\n" + "\n".join(f"  {step:10}{text}" for step, text in STEPS.items()),
     )
     study_parser.add_argument(
@@ -34,19 +34,23 @@ def parser() -> argparse.ArgumentParser:
         "description",
         metavar="STUDY.YAML",
         type=Path,
-        help="the description; for report, a results.jsonl does too",
+        help="the description file; for report, a results.jsonl also works",
     )
     _add_run(study_parser.add_argument_group("run"))
     features = study_parser.add_argument_group("features")
     features.add_argument(
-        "--volumes", metavar="N", type=int, default=50, help="crops each; default: %(default)s"
+        "--volumes",
+        metavar="N",
+        type=int,
+        default=50,
+        help="validation crops per comparison; default: %(default)s",
     )
     return study_parser
 
 
 def _add_run(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
-        "--dry-run", action="store_true", help="only say what would be done and what it costs"
+        "--dry-run", action="store_true", help="only print what would be done and what it costs"
     )
     group.add_argument(
         "--executor", choices=("local", "slurm"), default="local", help="default: %(default)s"
@@ -55,7 +59,7 @@ def _add_run(group: argparse._ArgumentGroup) -> None:
         "--parallel",
         metavar="N",
         type=int,
-        help="local runs beside each other; default: one for each GPU",
+        help="local runs in parallel; default: one per GPU",
     )
 
 

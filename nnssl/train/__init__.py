@@ -1,1 +1,1 @@
-"""The only training loop; it knows the contract, not the methods."""
+"""The only training loop; it depends on the method interface, not on individual methods."""

@@ -1,4 +1,4 @@
-"""Which scan goes where: every random number of a run is a function of (seed, sample), never of the
+"""Distribution of scans: every random number of a run is a function of (seed, sample), never of the
 process.
 
 Sample number i of the run is the same crop, with the same views, whether one process or eight are
@@ -30,10 +30,10 @@ CHILD = (signal.SIGCHLD,) if hasattr(signal, "SIGCHLD") else ()
 TO_SEE = 5.0  # seconds within which the end of a reader that ends, or was killed, is seen
 PATIENCE = 2.0  # seconds that a reader may take to end by itself
 WHEN_GONE = (
-    "A process that reads crops is gone. Killed: memory is short, fewer --workers or a smaller "
-    "--batch-size need less. Bus error or shared memory: /dev/shm is too small, in a container "
-    "docker run --shm-size=8g. --workers 0 does without such processes. The same line with --c "
-    "continues from the last save"
+    "A process that reads crops has ended. If it was killed, memory ran out: use fewer --workers "
+    "or a smaller --batch-size. If it was a bus error or a shared-memory error, /dev/shm is too "
+    "small: in a container, docker run --shm-size=8g. --workers 0 runs without such processes. "
+    "The same command with --c continues from the last save"
 )
 
 
@@ -48,7 +48,7 @@ def mixed_seed(*parts: object) -> int:
 
 
 def generator_for(seed: int, index: int) -> torch.Generator:
-    """The source of chance for the views of sample `index`."""
+    """The random generator for the views of sample `index`."""
     return torch.Generator().manual_seed(mixed_seed(seed, "views", index))
 
 
@@ -78,14 +78,13 @@ def _require_shared(batch_size: int, accumulate: int) -> None:
     parts = dist.world_size() * accumulate
     if batch_size % parts:
         raise ValueError(
-            f"a total batch of {batch_size} cannot be shared by {dist.world_size()} processes "
-            f"x {accumulate} accumulated parts; choose a --batch-size that is a multiple of "
-            f"{parts}"
+            f"a total batch of {batch_size} cannot be divided among {dist.world_size()} processes "
+            f"x {accumulate} accumulated parts; choose a --batch-size that is a multiple of {parts}"
         )
 
 
 class Samples(Protocol):
-    """What a run is trained on: `nnssl.data.crops.Crops`, or synthetic samples."""
+    """The training data of a run: `nnssl.data.crops.Crops`, or synthetic samples."""
 
     def __len__(self) -> int: ...
 
@@ -118,8 +117,8 @@ def loader(crops: Samples, batches: MicroBatches, workers: int, pin_memory: bool
 def reading(
     crops: Samples, batches: MicroBatches, workers: int, pin_memory: bool
 ) -> Iterator[Iterator[dict]]:
-    """The batches of `loader`; its readers have ended when the block is left, whatever keeps what
-    alive.
+    """The batches of `loader`; its readers have ended when the block is left, whatever still refers
+    to it.
 
     Raises ReaderError within seconds when a reader is killed or cannot hand over what it has read.
     """

@@ -1,5 +1,5 @@
-"""The run that a results folder holds already: what `--c` takes from it, and that nothing else
-overwrites it.
+"""The existing run in a results folder: what `--c` takes from it, and protection against
+overwriting it.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ def read_latest(folder: Path, data: Path, plan: Plan, print_fn: PrintFn) -> Befo
 def _tell_of_others(cases: list[str], stored: list[str], print_fn: PrintFn) -> None:
     if cases and set(cases) != set(stored):
         print_fn(
-            f"the run continues with the {len(cases)} scans that it is on; the collection has "
-            f"{len(stored)} now"
+            f"the run continues with its original {len(cases)} scans; the collection now has "
+            f"{len(stored)}"
         )
 
 
@@ -74,10 +74,10 @@ def require_free(folder: Path, resume: bool) -> None:
     if resume and there == [FINAL]:
         raise ValueError(
             f"{folder} holds a finished run ({FINAL}) without {LATEST}, from which --c would "
-            "continue; a new run would overwrite it: write elsewhere with -o"
+            "continue; a new run would overwrite it: choose another folder with -o"
         )
     if there and not resume:
         raise ValueError(
-            f"{folder} already holds a run ({', '.join(there)}); add --c to continue it, or write "
-            "elsewhere with -o"
+            f"{folder} already holds a run ({', '.join(there)}); add --c to continue it, or "
+            "choose another folder with -o"
         )

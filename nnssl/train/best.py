@@ -1,4 +1,4 @@
-"""Which step's encoder the probe liked best."""
+"""The step at which the encoder scored best in the probe."""
 
 from __future__ import annotations
 

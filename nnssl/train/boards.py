@@ -1,4 +1,4 @@
-"""Where numbers are monitored from elsewhere: TensorBoard and Weights & Biases, where chosen.
+"""External dashboards, if enabled: TensorBoard and Weights & Biases.
 
 Weights & Biases follows nnU-Net's own variables, so that pretraining and fine-tuning land in one
 project: nnUNet_wandb_enabled, nnUNet_wandb_project, nnUNet_wandb_mode

@@ -229,12 +229,12 @@ def steps_of(options: Options, before: dict, cases: int, batch_size: int) -> int
 
 def _require_graph(options: Options, device: torch.device) -> None:
     if options.graph and (reason := graph.why_not(device, options.accumulate)):
-        raise ValueError(f"--graph cannot be used: {reason}. Leave it out")
+        raise ValueError(f"--graph cannot be used: {reason}. Leave --graph out")
 
 
 def _resume(run: Run, print_fn: PrintFn) -> None:
     if not (run.folder / LATEST).exists():
-        return print_fn(f"nothing to continue in {run.folder}: starting again")
+        return print_fn(f"no run to continue in {run.folder}: starting from step 0")
     changes = run.resume()
     return print_fn("\n".join([f"continuing at step {run.step} of {run.config.steps}", *changes]))
 

@@ -1,4 +1,4 @@
-"""Whether a run holds its collection in memory: on the GPU, in the host's RAM, or not.
+"""Whether a run holds its collection in memory, and where: on the GPU, in host RAM, or not at all.
 
 A matter of speed alone: the crops are the same bit for bit, so a run that continues may choose
 again.
@@ -31,14 +31,14 @@ WORDS = {"gpu": "GPU memory", "ram": "host memory for this process"}
 def hold(crops: Crops, plan: Plan, choice: str, device: torch.device, print_fn: PrintFn) -> None:
     """Let `crops` come from memory where `choice` (one of CHOICES) and the free memory allow it.
 
-    Says in one line what was chosen, and why.
+    Prints in one line what was chosen, and why.
 
     All processes of a run choose alike, and each holds all of it. Raises ValueError where what
     was chosen by name cannot be.
     """
     require_supported(choice, device)
     if choice == "off":
-        return print_fn("cache: off, as --cache says; crops are read from the disk")
+        return print_fn("cache: off, as set by --cache; crops are read from disk")
     expected, reasons = least_bytes(crops, plan), []
     found: HeldVolumes | None = None
     for memory in _memories(choice, device):
@@ -50,16 +50,16 @@ def hold(crops: Crops, plan: Plan, choice: str, device: torch.device, print_fn: 
             print_fn(f"cache: {memory.name}, {size(found.bytes)} in all, within {memory}")
             crops.source = Held(found, memory.device)
             return None
-        reasons.append(f"{size(expected)} are more than {memory}")
+        reasons.append(f"{size(expected)} exceed {memory}")
     _require_automatic(choice, reasons)
-    return print_fn(f"cache: off, crops are read from the disk: {'; '.join(reasons)}")
+    return print_fn(f"cache: off, crops are read from disk: {'; '.join(reasons)}")
 
 
 def _require_automatic(choice: str, reasons: list[str]) -> None:
     if choice != "auto":
         raise ValueError(
-            f"--cache {choice}: {reasons[0]}; --cache auto takes what fits, --cache off reads from "
-            "the disk"
+            f"--cache {choice}: {reasons[0]}; --cache auto uses what fits, --cache off reads from "
+            "disk"
         )
 
 
@@ -95,9 +95,9 @@ def _memories(choice: str, device: torch.device) -> Iterator[_Memory]:
 
 
 def require_supported(choice: str, device: torch.device) -> None:
-    """Raise ValueError for what cannot be on this device."""
+    """Raise ValueError for a choice that is impossible on this device."""
     if choice not in CHOICES:
-        raise ValueError(f"--cache {choice} is not known; known: {', '.join(CHOICES)}")
+        raise ValueError(f"unknown --cache {choice}; known: {', '.join(CHOICES)}")
     if choice == "gpu" and device.type != "cuda":
         raise ValueError(
             f"--cache gpu needs -device cuda, the device is {device.type}: --cache ram holds the "

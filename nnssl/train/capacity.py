@@ -1,4 +1,4 @@
-"""How many scans fit: a batch size from what one scan's step keeps for its backward pass."""
+"""The batch size that fits, from the memory that one scan's step keeps for its backward pass."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""What a pretraining chooses by itself, from the plan, the number of scans, the steps and the
-batch, and why.
+"""The settings that a pretraining derives from the plan, the number of scans, the steps and the
+batch size, and why.
 
-As nnU-Net does for segmentation: every choice is one line with its reason, `--set field=value` wins
-over it, and `--set published=true` keeps the papers' settings.
+As nnU-Net does for segmentation: every choice is one line with its reason, `--set field=value`
+overrides it, and `--set published=true` keeps the papers' settings.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ FEW = 1_000  # scans
 PARCELS_LR = 1e-3  # of `nnssl.methods.parcels`
 TRIAL_BATCH = 8  # scans, for what is tried before a batch size is known
 TITLE = (
-    "chosen here (--set FIELD=VALUE wins over it, --set published=true keeps the papers' settings):"
+    "chosen automatically (--set FIELD=VALUE overrides it, --set published=true keeps the "
+    "papers' settings):"
 )
 
 
@@ -98,7 +99,7 @@ def _of_parcels(config: MethodConfig) -> list[Choice]:
     """The rate of a run that learns from parcels, where its method's own is lower."""
     if not config.parcel_classes or config.lr >= PARCELS_LR:
         return []
-    reason = "parcels are learnt as a segmentation is, at the rate of -m parcels"
+    reason = "parcels are learnt like a segmentation, at the learning rate of -m parcels"
     return [Choice("lr", PARCELS_LR, reason), Choice("lr_most", PARCELS_LR, reason)]
 
 
@@ -120,18 +121,18 @@ def batch_size(method: Method, crop: Shape, device: torch.device, bf16: bool) ->
     if timely >= fits:
         return fits, reason
     seconds = f"on this CPU a step of {timely} takes a second or two"
-    return timely, f"{seconds}, or the method needs as many"
+    return timely, f"{seconds}, or the method needs this many"
 
 
 def warn_small(method: Method, together: int, print_fn: PrintFn) -> None:
-    """PrintFn it where fewer scans are compared in a step than the method needs."""
+    """Warn through `print_fn` if fewer scans are compared in a step than the method needs."""
     if together < method.smallest_batch:
         print_fn(
-            f"WARNING: {method.title} compares the scans of a step and needs some "
-            f"{method.smallest_batch} of them at least; here they are {together}. Try --batch-size "
-            f"{method.smallest_batch} with a smaller --crop or --checkpointing, fewer parts "
-            "(--accumulate does not help: each part is compared alone), more GPUs, or a method "
-            "that does with less (nnssl_pretrain --list)"
+            f"WARNING: {method.title} compares the scans of a step with one another and needs at "
+            f"least about {method.smallest_batch} of them; this run has {together}. Try "
+            f"--batch-size {method.smallest_batch} with a smaller --crop or --checkpointing, "
+            "fewer parts (--accumulate does not help: each part is compared alone), more GPUs, or "
+            "a method that needs fewer (nnssl_pretrain --list)"
         )
 
 
@@ -204,7 +205,7 @@ def _momentum(steps: int) -> Choice:
 def _head_hidden(scans: int) -> list[Choice]:
     if scans >= FEW:
         return []
-    reason = f"{scans} scans; 2048 of the papers cost more time than a small encoder"
+    reason = f"{scans} scans; the 2048 of the papers cost more time than a small encoder"
     return [Choice("head_hidden", 512, reason)]
 
 

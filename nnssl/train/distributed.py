@@ -89,10 +89,10 @@ def _require_one_launcher() -> None:
     together = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
     if together not in ("", "1") and "RANK" not in os.environ:
         raise ValueError(
-            f"srun started this command {together} times, and each would train the whole run by "
-            "itself. Start it once (srun --ntasks=1) with -num_gpus N, or on several machines one "
-            "torchrun each: srun --ntasks-per-node=1 torchrun --nnodes=M --nproc-per-node=N ... "
-            "-m nnssl pretrain ..."
+            f"srun started this command {together} times, and each copy would train the whole run "
+            "by itself. Start it once (srun --ntasks=1) with -num_gpus N, or on several machines "
+            "one torchrun each: srun --ntasks-per-node=1 torchrun --nnodes=M --nproc-per-node=N "
+            "... -m nnssl pretrain ..."
         )
 
 

@@ -3,9 +3,9 @@
 It is the second classifier of the probe (`nnssl.train.probe`): where the linear one reads each
 voxel by itself, this one may combine neighbours and stages, as the decoder of a fine-tuning does.
 Maps are standardised by channel, lifted to one width, and joined from coarse to fine; the output is
-at the finest map's stride and interpolated to the voxels. It gets nothing of the image. Two
-decoders are averaged: the Dice of one varied by 0.04 to 0.06 with its first weights. These and the
-order of the crops are drawn from fixed seeds, and no global source of chance is used.
+at the finest map's stride and interpolated to the voxels. It does not see the image. Two decoders
+are averaged: the Dice of one varied by 0.04 to 0.06 with its first weights. These and the order of
+the crops are drawn from fixed seeds, and no global random generator is used.
 """
 
 from __future__ import annotations

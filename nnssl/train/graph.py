@@ -3,10 +3,10 @@
     batch -> views -+-> the graph's own inputs -> losses, backward, clipping, optimiser, teacher
     host: chance, learning rate, temperature, momentum -> scalars of the graph
 
-A step can be captured because it waits for nothing, computes the same with the same shapes
-whatever the views, reads and writes all that outlives it at fixed addresses, and takes from the
-device the numbers that the host changes (`nnssl.modules.replay`). tests/test_graph.py proves this
-on a CPU: it records the operations of a step, replays them, and compares with steps that were not.
+A step can be captured because it never synchronises, runs the same operations on the same shapes
+whatever the views, keeps all persistent state at fixed addresses, and reads from the device the
+numbers that the host changes (`nnssl.modules.replay`). tests/test_graph.py proves this on a CPU: it
+records the operations of a step, replays them, and compares with steps that were not.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ Capture = Callable[[Callable[[], tuple]], tuple[tuple, Callable[[], None]]]
 
 
 class StepResult(NamedTuple):
-    """What a step returns: mean losses, what the last part has to watch, the gradient's norm
-    and the learning rate.
+    """What a step returns: mean losses, what the last part monitors, the gradient norm and the
+    learning rate.
     """
 
     losses: dict[str, Tensor]
@@ -54,9 +54,9 @@ def why_not(device: torch.device, accumulate: int) -> str:
     if device.type != "cuda":
         return f"CUDA graphs need an NVIDIA GPU, not {device.type}"
     if dist.is_initialized():
-        return f"it is for one process, not {dist.world_size()}"
+        return f"it supports one process, not {dist.world_size()}"
     if accumulate > 1:
-        return f"it is for steps of one part, not --accumulate {accumulate}"
+        return f"it supports steps without accumulation, not --accumulate {accumulate}"
     return ""
 
 
@@ -126,8 +126,8 @@ class StepGraph:
     def _warn(self, error: Exception) -> None:
         reason = str(error).splitlines()[0] if str(error) else ""
         self.print_fn(
-            "\nWARNING: the step could not be captured as a CUDA graph, the training continues "
-            f"without: {type(error).__name__}: {reason}"
+            "\nWARNING: the step could not be captured as a CUDA graph; training continues "
+            f"without it: {type(error).__name__}: {reason}"
         )
 
     def _captured(self) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:

@@ -1,4 +1,4 @@
-"""What a run writes while it runs: log.jsonl, the two pictures, and boards where enabled."""
+"""The log of a run: log.jsonl, the two pictures, and dashboards if enabled."""
 
 from __future__ import annotations
 
@@ -132,10 +132,10 @@ class Log:
             return
         self.paced, total = True, step * left
         shorter = SHORTER if total > HOUR else ""
-        self.print_fn(f"\n{step:.2g} s per step: {duration(total)} to go{shorter}")
+        self.print_fn(f"\n{step:.2g} s per step: {duration(total)} left{shorter}")
 
     def draw(self) -> None:
-        """progress.png, and views.png: what the method looks at and predicts."""
+        """progress.png, and views.png: the method's inputs and predictions."""
         if not dist.is_main():
             return
         run = self.run
@@ -145,7 +145,7 @@ class Log:
         pictures.keep(views, run.step)
 
     def _volumes(self) -> dict[str, Tensor]:
-        """What the method shows of the first two crops, on the CPU."""
+        """The method's pictures of the first two crops, on the CPU."""
         run = self.run
         samples = batches.collate([run.crops[index] for index in range(2)])
         with run.evaluation_mode(), torch.no_grad():

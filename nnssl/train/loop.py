@@ -1,4 +1,4 @@
-"""The only training loop. It knows the contract of a method, not the methods."""
+"""The only training loop. It depends on the method interface, not on individual methods."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def _step_bar(run: Run) -> tqdm:
 
 
 def _write_row(log: Log, result: StepResult, clock: _Clock, parts: list[dict]) -> dict:
-    """The row of the log for this step, and what follows from it: the best encoder, the pace."""
+    """Log this step, save the best encoder, and print the speed."""
     timed = clock.read()
     row = log.row(result, rejected=_rejected(parts), **timed)
     log.run.keep_best(row)
@@ -97,7 +97,7 @@ def _rejected(parts: list[dict]) -> int:
 
 
 def _postfix(row: dict) -> dict[str, str]:
-    """What the progress bar shows of a row."""
+    """The values of a row in the progress bar."""
     shown = {"loss": f"{row['total']:.4f}"}
     if "of_peak" in row:
         shown["of peak"] = f"{row['of_peak']:.1%}"
@@ -110,7 +110,7 @@ def _postfix(row: dict) -> dict[str, str]:
 
 def _stopped(run: Run) -> Interrupted:
     return Interrupted(
-        f"stopped at step {run.step} of {run.config.steps}; the same line with --c continues"
+        f"stopped at step {run.step} of {run.config.steps}; the same command with --c continues"
     )
 
 
@@ -146,9 +146,7 @@ class _Saver:
 
 
 class _Picture:
-    """The pictures of a run. One that cannot be made costs a warning, the first time, and no
-    training.
-    """
+    """The pictures of a run. A failure to draw one warns once and never stops the training."""
 
     def __init__(self, log: Log, run: Run, print_fn: PrintFn) -> None:
         self.log, self.run, self.print_fn = log, run, print_fn
@@ -160,7 +158,7 @@ class _Picture:
         except Exception as error:
             if not self.warned:
                 self.print_fn(
-                    f"\nWARNING: the pictures could not be written, the training continues: {error}"
+                    f"\nWARNING: the pictures could not be written; training continues: {error}"
                 )
             self.warned = True
 

@@ -1,5 +1,5 @@
-"""Is it learning, or has it collapsed? Numbers for the log, and advice when something is wrong for
-long.
+"""Is the run learning, or has it collapsed? Numbers for the log, and advice when a problem
+persists.
 
 embedding_std   mean over dimensions of std over the last `RECENT` crops of z/|z|, times sqrt(d):
                 near 1 when healthy, 0 when every crop looks the same (Chen 2021, SimSiam, section
@@ -39,8 +39,8 @@ ADVICE = {
     "prototypes (--set prototypes=1024)",
     "single": "the teacher names one prototype for everything. Try a faster centre "
     "(--set centre_momentum=0.8) or a softer teacher (--set teacher_temperature_start=0.06)",
-    "solved": "the question is answered nearly always (accuracy > 0.99), so more steps teach "
-    "little: stop here and use checkpoint_latest.pth, or make it harder",
+    "solved": "the pretext task is nearly always solved (accuracy > 0.99), so more steps teach "
+    "little: stop here and use checkpoint_latest.pth, or make the task harder",
 }
 
 

@@ -1,9 +1,9 @@
-"""Whether a run learns from parcels (`nnssl.data.parcel_maps`), and that they are there before it
+"""Decide whether a run learns from parcels (`nnssl.data.parcel_maps`), and create them before it
 starts.
 
 `-m parcels` always does, and SMIT with `--set w_parcels=1`. SMIT without that setting
 does so where parcels have been shown to help: CT volumes of up to a thousand scans that can
-be registered to one another. What it was decided by is one line, as for the other choices of a run.
+be registered to one another. The reason is printed in one line, as for the other choices of a run.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def _chosen(
         return Choice(WEIGHT, 0.0, f"no parcels: {error}")
     reason = (
         f"{len(registered)} of {len(parcel_maps.preprocessed(folder, plan))} scans could be "
-        "registered to one another; parcels of such scans have raised the Dice of few labels"
+        "registered to one another; parcels of such scans have raised the Dice with few labels"
     )
     return Choice(WEIGHT, 1.0, reason)
 
@@ -108,9 +108,9 @@ def _chosen(
 def _unsuitable(given: dict, dims: int, plan: Plan, folder: Path, classes: int) -> str | None:
     """Why parcels would not be tried; None where they would."""
     if dims == 2:
-        return "they are of volumes, and this run is of slices"
+        return "they are volumes, but this run trains on slices"
     if plan.hu is None:
-        return "they are of tissue in HU, and these scans have none"
+        return "they are computed from HU, which these scans do not have"
     return _unsuitable_settings(given) or _unsuitable_number(plan, folder, classes)
 
 
@@ -119,14 +119,14 @@ def _unsuitable_settings(given: dict) -> str | None:
     if decoder != MaskedConfig.decoder:
         return f"decoder={decoder} pretrains a decoder already"
     if given.get("export") == "teacher":
-        return "their decoder belongs to the student, and export=teacher was asked for"
+        return "their decoder belongs to the student, but export=teacher is set"
     return None
 
 
 def _unsuitable_number(plan: Plan, folder: Path, classes: int) -> str | None:
     scans = len(parcel_maps.preprocessed(folder, plan))
     if scans < FEWEST:
-        return f"{scans} scans, fewer than {FEWEST}, make no atlas"
+        return f"{scans} scans, too few for an atlas (at least {FEWEST})"
     if scans >= FEW and not parcel_maps.are_made(folder, plan, classes):
-        return f"{scans} scans; they are tried below {FEW}, where they have been shown to help"
+        return f"{scans} scans; parcels are used below {FEW}, where they have been shown to help"
     return None

@@ -1,4 +1,4 @@
-"""How much of what the device can do a run uses: operations over the data sheet's peak."""
+"""Hardware utilisation of a run: operations over the data sheet's peak."""
 
 from __future__ import annotations
 

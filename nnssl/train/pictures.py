@@ -1,5 +1,5 @@
-"""progress.png, views.png and views/: a run at a glance. Matplotlib is imported only when a
-picture is made.
+"""progress.png, views.png and views/: a run at a glance. Matplotlib is imported only when a picture
+is drawn.
 """
 
 from __future__ import annotations

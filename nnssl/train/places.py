@@ -1,4 +1,4 @@
-"""Where a pretraining reads and writes: nnU-Net's folders, names of collection and run."""
+"""The folders of a pretraining: nnU-Net's folders, names of collection and run."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ def data_folder(options: Options) -> tuple[str, Path]:
     name = options.name or _collection_name(_source_names(options), root)
     if not _is_name(name):
         raise ValueError(
-            f"{name!r} cannot name a collection; give it a name with --name, such as --name my_ct"
+            f"{name!r} is not a valid collection name; give one with --name, such as --name my_ct"
         )
     return name, root / name
 
 
 def _is_name(name: str) -> bool:
-    """Whether it is that of a folder right in another one, and not of a hidden one."""
+    """Whether it names a visible folder directly inside another one."""
     return bool(name) and name == Path(name).name and not name.startswith(".")
 
 
@@ -79,7 +79,7 @@ def dimensions(options: Options) -> int:
     if given not in (2, 3) or (options.dims or given) != given:
         raise ValueError(
             f"--crop {' '.join(map(str, options.crop or ()))} has {given} numbers, but --dims is "
-            f"{options.dims or 3}; a crop is Z Y X in 3D, Y X in 2D"
+            f"{options.dims or 3}; give Z Y X in 3D, Y X in 2D"
         )
     return given
 
@@ -94,7 +94,7 @@ def raw_dataset(identifier: str, flag: str = "-d") -> Path:
     if len(found) != 1:
         raise ValueError(
             f"{flag} {identifier}: expected one folder {wanted} in {raw}, found {len(found)}; "
-            f"there is: {_datasets(raw)}"
+            f"available: {_datasets(raw)}"
         )
     return found[0]
 

@@ -1,4 +1,4 @@
-"""In which precision a step computes, and the copies of the weights that it computes with.
+"""The precision of a step, and the copies of the weights that it computes with.
 
 In half precision: weights and tokens of the encoders, products and convolutions of heads and
 decoders. In fp32: the weights that are trained, all moments and averages, losses, the softmax over

@@ -65,8 +65,8 @@ def are_in_hu(options: Options, datasets: Sequence[Path]) -> bool:
     in_hu = not (options.no_hu or other)
     if options.clip and not in_hu:
         raise ValueError(
-            "--hu gives a range of Hounsfield units, and these scans are not CT: leave one of the "
-            "two out"
+            "--hu gives a range of Hounsfield units, but these scans are not CT: leave --hu out, "
+            "or give CT"
         )
     return in_hu
 
@@ -74,8 +74,8 @@ def are_in_hu(options: Options, datasets: Sequence[Path]) -> bool:
 def _require_ct(other: list[str], options: Options) -> None:
     if other and not options.no_hu:
         raise ValueError(
-            f"{', '.join(other)} is not CT (dataset.json), the other scans are: pretrain on one "
-            "kind, or say --no-hu to normalise every scan by its own mean and std"
+            f"{', '.join(other)} is not CT (dataset.json), but the other scans are: pretrain on "
+            "one kind, or add --no-hu to normalise every scan by its own mean and std"
         )
 
 
@@ -91,8 +91,8 @@ def _channels_are_ct(options: Options, datasets: Sequence[Path]) -> dict[str, bo
 def _require_datasets(options: Options, datasets: Sequence[Path]) -> None:
     if options.channels != (0,) and not datasets:
         raise ValueError(
-            "--channels chooses of the datasets of -d, and there is none; in a folder of -i every "
-            "file is a scan by itself"
+            "--channels selects channels of the datasets of -d, but no -d was given; in a folder "
+            "of -i every file is a separate scan: leave --channels out"
         )
 
 

@@ -70,14 +70,14 @@ def _refuse_bad_options(options: Options, device: torch.device) -> None:
 def _lock(folder: Path, held: ExitStack) -> None:
     """Lock the results for this run, and remove what a killed one left half written."""
     if dist.is_main():
-        hint = "wait for it or end it; another run needs another folder, with -o"
+        hint = "wait for it or stop it, or choose another folder with -o"
         held.enter_context(files.locked(folder, hint))
         files.sweep(folder)
 
 
 def _stop(*_: object) -> None:
-    raise signals.Interrupted("stopped; the same line with --c continues where it was")
+    raise signals.Interrupted("stopped; the same command with --c continues from there")
 
 
 def _silent(_: str) -> None:
-    """Ranks other than the first say nothing."""
+    """Ranks other than zero print nothing."""

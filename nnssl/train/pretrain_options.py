@@ -20,7 +20,7 @@ FOLDERS: dict = {
     "metavar": "FOLDER",
 }
 DEVICE: dict = {
-    "help": "default: cuda where there is one, else cpu",
+    "help": "default: cuda if available, else cpu",
     "flag": "-device",
     "choices": ("cpu", "cuda", "mps"),
 }
@@ -29,7 +29,7 @@ DEVICE: dict = {
 def _channel(word: str) -> int | None:
     """None: all."""
     if word != "all" and not word.isdecimal():
-        raise argparse.ArgumentTypeError(f"a channel is a number from 0, or all; got {word!r}")
+        raise argparse.ArgumentTypeError(f"a channel is a number from 0 up, or all; got {word!r}")
     return None if word == "all" else int(word)
 
 
@@ -59,7 +59,7 @@ class Options:
     )
     channels: Sequence[int] | None = option(  # None: all
         (0,),
-        "of -d, each a scan by itself, or all; default: 0",
+        "channels of -d, or all; each is a separate scan; default: 0",
         metavar="N",
         read=_channel,
         join=_channels,
@@ -76,19 +76,17 @@ class Options:
     )
     no_hu: bool = option(
         False,
-        "not CT: each scan is normalised by its own mean and std, as nnU-Net does; default for -d: "
-        "what its dataset.json says",
+        "not CT: each scan is normalised by its own mean and std, as nnU-Net does; default for "
+        "-d: by its dataset.json",
     )
     num_processes: int = option(
         factory=lambda: min(8, limits.cores()),
-        help="processes, each with one scan in memory; default: %(default)s",
+        help="preprocessing processes, each with one scan in memory; default: %(default)s",
         flag="-np",
         metavar="N",
     )
-    update: bool = option(False, "take new scans of -i or -d into the collection there is")
-    check: bool = option(
-        False, "read every preprocessed scan, and store those again that a disk has damaged"
-    )
+    update: bool = option(False, "add new scans of -i or -d to the existing collection")
+    check: bool = option(False, "read every preprocessed scan, and preprocess damaged ones again")
     part_id: int = option(0, "this machine's part of the preprocessing, from 0", flag="-part_id")
     num_parts: int = option(1, "how many machines share the preprocessing", flag="-num_parts")
     only_prepare: bool = option(False, "preprocess and stop before training")
@@ -102,7 +100,10 @@ class Options:
     )
     start: Path | str | None = option(
         None,
-        "start from this encoder, of its size, instead of a random one; also hf://owner/repo/file",
+        (
+            "start from the encoder of this checkpoint, at its size, instead of a random one; "
+            "also hf://owner/repo/file"
+        ),
         flag="--from",
         metavar="CHECKPOINT",
         read=address.path_or_address,
@@ -112,10 +113,13 @@ class Options:
     )
     epochs: int | None = option(None, "instead of --steps: how often each scan is visited")
     batch_size: int | None = option(
-        None, "scans per step, over all processes; default: what fits", check=at_least(1)
+        None, "scans per step, over all processes; default: as many as fit", check=at_least(1)
     )
     accumulate: int = option(
-        1, "parts in which a step's batch is computed", metavar="N", check=at_least(1)
+        1,
+        ("number of parts (micro-batches) in which a step's batch is computed"),
+        metavar="N",
+        check=at_least(1),
     )
     crop: Shape | None = option(None, "voxels z y x, or y x; default: the plan's", metavar="N")
     dims: int | None = option(None, "2: axial slices, for nnU-Net's 2d; default: 3", choices=(2, 3))
@@ -133,17 +137,17 @@ class Options:
 
     device: str | None = option(None, group="on what", **DEVICE)
     workers: int | None = option(
-        None, "processes that read crops; default: by the machine", metavar="N"
+        None, "processes that read crops; default: depends on the machine", metavar="N"
     )
     cache: str = option(
         "auto",
-        "hold the preprocessed scans in memory; auto: where they fit; never changes a crop; "
-        "default: %(default)s",
+        "hold the preprocessed scans in memory; auto: if they fit; never changes a crop; default: "
+        "%(default)s",
         choices=("auto", "ram", "gpu", "off"),
     )
     fp32: bool = option(False, "no bf16: neither on a GPU nor in a CPU's products")
     compile: bool = option(False, "torch.compile the encoders")
-    graph: bool = option(False, "replay each step as one CUDA graph; never changes it")
+    graph: bool = option(False, "replay each step as one CUDA graph; never changes the result")
     checkpointing: bool = option(False, "recompute activations: less memory, more time")
 
     log_every: int = option(
@@ -155,7 +159,10 @@ class Options:
     )
     save_every: int = option(
         1000,
-        "checkpoint_latest.pth and the pictures, and every ten minutes; default: %(default)s",
+        (
+            "steps between saves of checkpoint_latest.pth and the pictures, which are also saved "
+            "every ten minutes; default: %(default)s"
+        ),
         metavar="STEPS",
         check=at_least(1),
     )
@@ -167,13 +174,15 @@ class Options:
     probe_cases: int = option(
         10, "labelled cases, half of them to fit, half to test; default: %(default)s", metavar="N"
     )
-    probe_every: int | None = option(None, "default: ten times in the run", metavar="STEPS")
+    probe_every: int | None = option(
+        None, "steps between probes; default: ten times in the run", metavar="STEPS"
+    )
     tensorboard: bool = option(
-        False, 'also for TensorBoard (pip install "nnssl-swin[tensorboard]")'
+        False, 'also log to TensorBoard (pip install "nnssl-swin[tensorboard]")'
     )
     wandb: bool = option(
         False,
-        'also for Weights & Biases (pip install "nnssl-swin[wandb]"), into the project that '
+        'also log to Weights & Biases (pip install "nnssl-swin[wandb]"), into the project that '
         "$nnUNet_wandb_project names; nnU-Net's $nnUNet_wandb_enabled=1 does the same",
     )
 

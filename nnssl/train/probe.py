@@ -5,8 +5,8 @@ Half of the cases fit the classifier, in closed form: on voxels in which every c
 same, and then, on other voxels, one threshold per class for the best Dice. They train the decoder
 as well (`nnssl.train.few_shot`). The Dice that is reported is that of the other half; the
 decoder's is that of all cases, since the halves change roles for a second one. Both see a few crops
-around the labels. Nothing here draws from a global source of chance and nothing of the encoder is
-trained: a run with a probe learns the same, bit for bit, as one without.
+around the labels. No global random generator is used and the encoder is not trained: a run with a
+probe learns the same, bit for bit, as one without.
 """
 
 from __future__ import annotations
@@ -203,9 +203,9 @@ class Probe:
         scored = [k for k in range(len(self.names)) if fitted[k] and tested[k]]
         if not any(scored):
             raise ValueError(
-                f"the probe on {self.dataset} has no label that is both in the cases it fits, "
-                f"{self.cases[HALF]}, and in those it tests, {self.cases[REST]}; use more cases "
-                "(--probe-cases)"
+                f"the probe on {self.dataset} has no label that occurs both in the cases it is "
+                f"fitted on, {self.cases[HALF]}, and in those it is tested on, "
+                f"{self.cases[REST]}; use more cases (--probe-cases)"
             )
         return scored
 

@@ -1,4 +1,4 @@
-"""A run: what is trained, how far it is, one step of it, and its way to disk and back."""
+"""A run: its model, its progress, one training step, saving and resuming."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Diverged(RuntimeError):
 
 
 class Run:
-    """One pretraining run: what is trained, how far it is, and where it is written."""
+    """One pretraining run: its model, its progress, and its results folder."""
 
     def __init__(
         self,
@@ -91,7 +91,7 @@ class Run:
         return losses, monitored[-1]
 
     def begin_step(self) -> None:
-        """What of a step is the host's alone: no gradient is left, and chance is the step's own."""
+        """The host's part of a step: clear gradients and seed the step's own random generator."""
         self.optimizer.zero_grad(set_to_none=True)
         torch.manual_seed(batches.mixed_seed(self.config.seed, "step", self.step, dist.rank()))
 
@@ -247,7 +247,7 @@ class Run:
         }
 
     def finish(self, metrics: dict) -> Path:
-        """checkpoint_final.pth: what nnU-Net's trainers take."""
+        """Write checkpoint_final.pth, which nnU-Net's trainers load."""
         if dist.is_main():
             checkpoint.write(self.folder / FINAL, self._pack(metrics))
         return self.folder / FINAL
@@ -255,7 +255,7 @@ class Run:
     def resume(self) -> list[str]:
         """Continue from checkpoint_latest.pth; what is different from now on, in words.
 
-        Raises ValueError when it is of another run than this one, or already beyond its last step.
+        Raises ValueError if it belongs to a different run, or is already beyond the last step.
         """
         content = checkpoint.read(self.folder / LATEST)
         may_differ = (*RunConfig.FREE, *RunConfig.REPORTED)

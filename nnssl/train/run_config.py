@@ -1,4 +1,4 @@
-"""How a run goes, whatever its method."""
+"""Settings of a run that do not depend on its method."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def what_changed(before: dict, now: RunConfig, step: int) -> list[str]:
     ]
     if before["steps"] != now.steps:
         notes.append(
-            f"the learning rate and all that follows the run's course go from step {step} on as in "
-            f"a run of {now.steps} steps"
+            f"from step {step} on, the learning rate and all other schedules follow those of a "
+            f"run of {now.steps} steps"
         )
     return notes

@@ -1,4 +1,4 @@
-"""Whether a run that is to continue is the one that was begun."""
+"""Check that a run to be continued is the one that was started."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def require_same_run(saved: dict, now: dict, folder: Path, may_differ: Sequence[
         lines = "\n  ".join(changed)
         raise ValueError(
             f"the run in {folder} was started with other settings and cannot be continued with "
-            f"these:\n  {lines}\n"
-            "Type these as they were, or start again in another folder with -o"
+            f"these:\n  {lines}\nUse the original settings, or start again in another folder with "
+            "-o"
         )
 
 
@@ -33,7 +33,7 @@ def load_weights(method: nn.Module, weights: dict, file: Path) -> None:
         method.load_state_dict(weights)
     except RuntimeError as error:
         raise ValueError(
-            f"{file} cannot be continued: its weights are not those of this version's method "
+            f"{file} cannot be continued: its weights do not match this version's method "
             f"({str(error).splitlines()[-1].strip()}). Start from its encoder with --from {file} "
             "and another -o FOLDER, or continue it with the version of nnssl that began it"
         ) from error

@@ -44,7 +44,7 @@ def _loaded(loaded: checkpoint.Checkpoint, config: SwinConfig, checkpointing: bo
 def _require_fitting(config: SwinConfig, dims: int, earlier: Path | str) -> None:
     if (config.spatial_dims, config.in_channels) != (dims, 1):
         raise ValueError(
-            f"{earlier} holds an encoder for {config.spatial_dims}D images of {config.in_channels} "
-            f"channel(s); this pretraining is {dims}D, of one channel: choose another checkpoint, "
-            f"or --dims {config.spatial_dims}"
+            f"{earlier} holds an encoder for {config.spatial_dims}D images of "
+            f"{config.in_channels} channel(s), but this pretraining is {dims}D with one channel: "
+            f"choose another checkpoint, or --dims {config.spatial_dims}"
         )

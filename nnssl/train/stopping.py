@@ -1,4 +1,4 @@
-"""Being stopped: a cluster's notice, Ctrl-C or a lost terminal, heard between steps."""
+"""Stop requests (a cluster's signal, Ctrl-C or a lost terminal), handled between steps."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What a method looks at: draws apart from their effect."""
+"""The views of the methods: random draws are separate from their effect."""

@@ -1,4 +1,4 @@
-"""Cut-out: which voxels of a view are taken away, as boxes drawn in fractions of it."""
+"""Cut-out: the voxels removed from a view, as boxes drawn in fractions of it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What intensities a view is shown with: HU windows, contrast, brightness, gamma, noise, blur.
+"""Intensity augmentation of views: HU windows, contrast, brightness, gamma, noise, blur.
 
 Units: network input. What is meant in HU is converted by the plan's HU policy (`Ranges.of`).
 Without one (MRI) the unit is the scan's std around its mean; the std of a body in CT, 250 HU,
@@ -75,8 +75,8 @@ def draw_window(
     """With probability `chance` a random window (lower, upper), else (-inf, inf).
 
     nnU-Net clips each CT dataset at percentiles of its own foreground, so fat, lung and air may all
-    arrive as one value; an encoder that never saw that meets another world. The CT analogue of
-    colour jitter.
+    arrive as one value; an encoder that never saw that would face a domain shift. The CT analogue
+    of colour jitter.
     """
     happens, low, high = torch.rand(3, generator=generator).tolist()
     if happens >= chance:

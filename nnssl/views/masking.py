@@ -126,15 +126,16 @@ def draw_masks(
 
 
 def visible_count(blocks: int, ratio: float) -> int:
-    """How many of an image's blocks `draw_visible` takes: as many as stay when all may be hidden.
+    """The number of blocks per image that `draw_visible` takes: those left if any block may be
+    hidden.
 
     Raises ValueError where none does.
     """
     count = blocks - math.ceil(ratio * blocks)
     if count < 1:
         raise ValueError(
-            f"of {blocks} block(s) a ratio of {ratio:g} hides all, and visible_only=true needs one "
-            "to compute; take a larger --crop, a smaller mask_block or a lower mask_ratio"
+            f"a ratio of {ratio:g} hides all of {blocks} block(s), but visible_only=true needs a "
+            "visible one; use a larger --crop, a smaller mask_block or a lower mask_ratio"
         )
     return count
 

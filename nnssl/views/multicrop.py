@@ -1,6 +1,4 @@
-"""Two large views of each region and several small ones: what self-distillation compares (Caron
-2020, SwAV).
-"""
+"""Two large and several small views of each region, for self-distillation (Caron 2020, SwAV)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Two views of each scan that overlap: what contrastive methods compare."""
+"""Two overlapping views of each scan, for contrastive methods."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Where a view lies and how it is turned: offsets and boxes drawn from a generator, cut, resampled,
-flipped, rotated.
+"""Spatial augmentation, the position and orientation of views: offsets and boxes drawn from a
+generator, cut, resampled, flipped, rotated.
 
 Flips and rotations move voxels and change none; only `resample` interpolates. All of them give one
 image the same bits alone and in a batch.
@@ -272,7 +272,7 @@ def _quarter_turns(dims: int, plane: tuple[int, int], turns: int) -> Rotation:
 
 
 def _is_proper(rotation: Rotation) -> bool:
-    """No mirror image: the determinant, the product of the permutation's sign and the flips', is
+    """Not a mirror image: the determinant, the product of the permutation's sign and the flips', is
     +1.
     """
     axes, flipped = rotation

@@ -23,7 +23,7 @@ MODEL, CARD = "model.safetensors", "README.md"  # of a folder for Hugging Face
 
 @dataclass(frozen=True)
 class Released:
-    """What is said of weights wherever they are used without being asked for."""
+    """Facts about the shipped weights, shown wherever they are used by default."""
 
     name: str
     sha256: str  # of MODEL
@@ -49,7 +49,7 @@ RELEASED = {
             "adda60148477e6c53d82b52a52cb4fac97f772f76c3a0a9bbe74e46ef61c756e",
             "parcels, preset tiny (2.2 M parameters), light decoder, 196 CT of head and neck at "
             "2.5 x 3.9 x 3.9 mm",
-            "CT of head and neck at some 2.5 to 4 mm, with two labelled cases or about that many",
+            "CT of head and neck at about 2.5 to 4 mm, with about two labelled cases",
             "other regions, finer spacings, more labels; MRI and PET are not CT",
         ),
         Released(
@@ -57,7 +57,7 @@ RELEASED = {
             "9570cdf70af989128cebcbb3b25c33d4cafd3804a3077cf923f0f27bf9950715",
             "SMIT with parcels, preset tiny (2.2 M parameters), light decoder, 196 CT of head and "
             "neck at 2.5 x 3.9 x 3.9 mm",
-            "CT of head and neck at some 2.5 to 4 mm, few labels, short trainings",
+            "CT of head and neck at about 2.5 to 4 mm, few labels, short trainings",
             "other regions, finer spacings, long trainings; MRI and PET are not CT",
         ),
     )
@@ -78,14 +78,14 @@ def about(sha256: str, is_ct: bool = True) -> list[str]:
     if (one := of_hash(sha256)) is None:
         return []
     lines = [
-        f"  released with nnssl-swin as {one.name}: {one.made}",
-        f"  good for: {one.good_for}; not known: {one.unknown}",
+        f"  shipped with nnssl-swin as {one.name}: {one.made}",
+        f"  good for: {one.good_for}; untested: {one.unknown}",
         f"  model card: {one.card}",
     ]
     if not is_ct:
         lines.append(
-            f"  WARNING: no channel of this dataset is CT, and {one.name} has seen CT alone. Name "
-            "other weights: nnssl_plan -d DATASET -c CHECKPOINT, or export "
+            f"  WARNING: no channel of this dataset is CT, and {one.name} was pretrained on CT "
+            "only. Name other weights: nnssl_plan -d DATASET -c CHECKPOINT, or export "
             "nnssl_checkpoint=CHECKPOINT"
         )
     return lines

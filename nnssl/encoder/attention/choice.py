@@ -1,5 +1,5 @@
-"""Whether the Triton kernel of window attention serves: it is tried on a small input of each shape,
-once (`nnssl.encoder.kernel_check`).
+"""Whether the Triton kernel of window attention can be used: it is tried on a small input of each
+shape, once (`nnssl.encoder.kernel_check`).
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def _tried(device: torch.device, dtype: torch.dtype, n: int, heads: int, d: int)
 
 
 def _fault(device: torch.device, dtype: torch.dtype, n: int, heads: int, d: int) -> str:
-    """Why the kernel does not serve; "" where it does."""
+    """Why the kernel cannot be used; "" if it can."""
     case = f"n={n}, heads={heads}, d={d}"
     return fault(device, dtype, lambda: attention_errors(device, dtype, n, heads, d), case)
 

@@ -1,6 +1,4 @@
-"""Starts the Triton kernels: how many programs, in which shape, and what autograd and compilers
-need to know.
-"""
+"""Launch the Triton kernels: grid, constants, and registration with autograd and compilers."""
 
 from __future__ import annotations
 

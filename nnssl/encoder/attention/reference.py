@@ -1,5 +1,5 @@
-"""The formula of window attention, word for word: slow, in the precision of its inputs,
-differentiable by PyTorch.
+"""The formula of window attention, literally: slow, in the precision of its inputs, differentiable
+by PyTorch.
 """
 
 from __future__ import annotations

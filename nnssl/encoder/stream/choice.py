@@ -1,5 +1,5 @@
-"""Whether the Triton kernels of the residual stream serve: they are tried on a small input of each
-width, once (`nnssl.encoder.kernel_check`).
+"""Whether the Triton kernels of the residual stream can be used: they are tested on a small input
+of each width, once (`nnssl.encoder.kernel_check`).
 """
 
 from __future__ import annotations

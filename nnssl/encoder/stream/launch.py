@@ -1,4 +1,4 @@
-"""Starts the Triton kernels of the residual stream, and what autograd needs to know."""
+"""Launch the Triton kernels of the residual stream, with their autograd functions."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What a description would type, read by the commands themselves before anything runs.
+"""Check the commands of a description with their own parsers before anything runs.
 
-A wrong word that `nnssl_plan` finds after a night of pretraining has cost the night.
+A typo that `nnssl_plan` finds only after a night of pretraining costs the night.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def _check_arm(study: Study, arm: Arm) -> None:
 
 @contextmanager
 def _said_of(what: str) -> Iterator[None]:
-    """An error of a command's becomes one of the description, which says whose it is."""
+    """Turn a command's error into a description error that names the entry."""
     try:
         yield
     except (ValueError, TypeError) as error:
@@ -87,7 +87,7 @@ def _check_start(study: Study, arm: Arm) -> None:
 
 def _check_options(given: Mapping) -> None:
     if taken := sorted(OF_THE_STUDY.intersection(flags(given))):
-        raise ValueError(f"options: {', '.join(taken)} is for the study itself to say")
+        raise ValueError(f"options: {', '.join(taken)} is set by the study itself; leave it out")
 
 
 def _check_method(name: str, settings: list[str]) -> None:
@@ -107,14 +107,14 @@ def _check_trainers(study: Study, arm: Arm) -> None:
 
 
 def _check_trainer(arm: Arm, task: Task, name: str) -> None:
-    """That nnU-Net will find it, and that it trains as long as the recipe says."""
+    """Check that nnU-Net will find it, and that it follows the recipe's length."""
     ancestors = _ancestors(name)
     if arm.start == "default" and not _heeds_the_recipe(ancestors):
         raise _other_length(name)
     if PRIMUS in ancestors and task.configuration == "2d":
         raise ValueError(
-            f"trainer {name} is of a 3D network, and task {task.name} is 2d; restrict the arm "
-            "with tasks: [...]"
+            f"trainer {name} has a 3D network, but task {task.name} is 2d; restrict the arm with "
+            "tasks: [...]"
         )
 
 
@@ -125,9 +125,9 @@ def _heeds_the_recipe(ancestors: set[str]) -> bool:
 def _other_length(name: str) -> ValueError:
     known = ", ".join(each for each in _ours() if each.startswith("DefaultPrimus"))
     return ValueError(
-        f"trainer {name} is not one that heeds a recipe's epochs and iterations, so its "
-        f"runs would be of another length than all others; such are {DEFAULT} and those "
-        f"made of it: {known}. What is trained otherwise: start: elsewhere"
+        f"trainer {name} ignores a recipe's epochs and iterations, so its runs would differ in "
+        f"length from all others; allowed are {DEFAULT} and its subclasses: {known}. For any "
+        "other trainer write start: elsewhere"
     )
 
 
@@ -156,8 +156,8 @@ def _others_ancestors(name: str) -> set[str]:
             return {cls.__name__ for cls in recursive_find_trainer_class_by_name(name).__mro__}
     except RuntimeError as error:
         raise ValueError(
-            f"nnU-Net finds no trainer {name}; ours: {', '.join(_ours())}; of your own: name their "
-            f"folder in {trainer_path.VARIABLE}"
+            f"nnU-Net finds no trainer {name}; known: {', '.join(_ours())}; for your own "
+            f"trainers, set their folder in {trainer_path.VARIABLE}"
         ) from error
 
 

@@ -106,7 +106,7 @@ def load_study(path: Path | str) -> Study:
 def _yaml_content(path: Path) -> object:
     if not path.is_file():
         raise FileNotFoundError(
-            f"no description at {path}; write one with: nnssl_study init {path}"
+            f"description {path} does not exist; write one with: nnssl_study init {path}"
         )
     return values.read_yaml(path)
 
@@ -120,7 +120,9 @@ def _study(given: object, path: Path) -> Study:
         entry["seeds"] = entry.pop("folds")
     study = Study(**values.fields(entry, STUDY, at), by_fold=by_fold, source=content)
     if study.folder == path:
-        raise DescriptionError(f"folder {path} is the description itself; name another one")
+        raise DescriptionError(
+            f"folder {path} is the description file itself; choose another folder"
+        )
     _check_consistency(study)
     return study
 
@@ -135,14 +137,12 @@ def _check_keys(content: Mapping, at: Place) -> None:
     _require_named(content, "arms", at)
     _require_named(content, "tasks", at)
     if "seeds" in content and "folds" in content:
-        raise DescriptionError(
-            "give seeds or folds, not both: a fold is repeated by its other cases"
-        )
+        raise DescriptionError("give seeds or folds, not both")
 
 
 def _require_named(content: Mapping, needed: str, at: Place) -> None:
     if not content.get(needed):
-        raise DescriptionError(f"{at} names no {needed}; see what nnssl_study init writes")
+        raise DescriptionError(f"{at} has no {needed}; see the template of nnssl_study init")
 
 
 def _check_consistency(study: Study) -> None:
@@ -160,7 +160,7 @@ def _check_consistency(study: Study) -> None:
 
 
 def _check_names(study: Study) -> None:
-    """That none is there twice."""
+    """Check that none occurs twice."""
     values.require_once("arm", [arm.name for arm in study.arms])
     values.require_once("task", [task.name for task in study.tasks])
     values.require_once("budget", list(study.budgets))
@@ -174,7 +174,7 @@ def _check_count(study: Study) -> None:
     if count > MOST_RUNS:
         raise DescriptionError(
             f"{arms} arms x {tasks} tasks x {budgets} budgets x {seeds} seeds are {count} runs; "
-            f"a study has {MOST_RUNS} at most"
+            f"allowed are at most {MOST_RUNS}"
         )
 
 
@@ -182,16 +182,16 @@ def _check_rest(study: Study) -> None:
     on_the_rest = [task.name for task in study.tasks if task.validate == REST]
     if on_the_rest and (study.by_fold or ALL in study.budgets):
         raise DescriptionError(
-            f"task {on_the_rest[0]} validates on the rest, on all cases that are not trained on: "
-            f"give seeds and numbers of cases, not folds and not the budget {ALL}"
+            f"task {on_the_rest[0]} validates on all cases that are not trained on: give seeds "
+            f"and numbers of cases, not folds and not the budget {ALL}"
         )
 
 
 def _check_plans(study: Study) -> None:
-    """That every arm on a task has plans of its own: their names join both."""
+    """Check that every arm on a task has its own plans: their names join both."""
     if same := _doubled_plans(study):
         raise DescriptionError(
-            f"a task's name and an arm's joined by - make the same plans twice: {', '.join(same)}; "
+            f"task and arm names joined by - give the same plans name twice: {', '.join(same)}; "
             "rename one of them"
         )
 
@@ -209,17 +209,15 @@ def _check_baseline(study: Study) -> None:
 def _no_baseline(study: Study) -> DescriptionError:
     arms = ", ".join(f"{arm.name} ({arm.start})" for arm in study.arms)
     return DescriptionError(
-        "one arm is the baseline of all comparisons, on every task and budget: {name: "
-        f"{BASELINE}, start: scratch}}; the arms are {arms}"
+        "one arm must be the baseline of all comparisons, on every task and budget: {name: "
+        f"{BASELINE}, start: scratch}}; got the arms {arms}"
     )
 
 
 def _check_tasks(study: Study, arm: Arm) -> None:
-    """That the tasks to which an arm is limited are the study's."""
+    """Check that the tasks to which an arm is limited are the study's."""
     if unknown := sorted(set(arm.tasks) - {task.name for task in study.tasks}):
-        raise DescriptionError(
-            f"arm {arm.name} names tasks that are not there: {', '.join(unknown)}"
-        )
+        raise DescriptionError(f"arm {arm.name} names unknown tasks: {', '.join(unknown)}")
 
 
 def _check_budgets(study: Study, arm: Arm) -> None:
@@ -236,8 +234,8 @@ def _check_like(study: Study, arm: Arm) -> None:
     names = [other.name for other in study.arms if other.is_pretrained]
     if arm.like and arm.like not in names:
         raise DescriptionError(
-            f"arm {arm.name} is to be like {arm.like}, which has no pretrained encoder; with "
-            f"one: {names}"
+            f"arm {arm.name} has like: {arm.like}, which has no pretrained encoder; allowed: "
+            f"{names}"
         )
 
 
@@ -246,6 +244,6 @@ def _check_after(study: Study, arm: Arm) -> None:
     first = [other.name for other in study.arms if other.is_pretrained and other.after is None]
     if arm.after and arm.after not in first:
         raise DescriptionError(
-            f"arm {arm.name} is pretrained after {arm.after}, which has no encoder before it; "
-            f"with one: {first}"
+            f"arm {arm.name} is pretrained after {arm.after}, which is not pretrained itself; "
+            f"allowed: {first}"
         )

@@ -49,7 +49,7 @@ def budget_of(entry: object, at: Place) -> Budget:
         return ALL
     budget = values.count(entry, at.inside(f"a budget (a number of cases, or {ALL})"))
     if not budget:
-        raise DescriptionError(f"{at}: a budget of 0 cases trains nothing")
+        raise DescriptionError(f"{at}: a budget must have at least 1 case, got 0")
     return budget
 
 
@@ -162,7 +162,7 @@ def _name(entry: Mapping, at: Place) -> str:
 
 
 def _check_keys(entry: Mapping, start: str, at: Place) -> None:
-    """That an arm says what its start needs, and nothing that its start does not know."""
+    """Check that an arm has the fields that its start needs, and no others."""
     needed, optional = NEEDS[start]
     allowed = {*OF_EVERY_ARM, *needed, *optional}
     values.require_known(entry, [key for key in ARM if key in allowed], at)
@@ -174,7 +174,7 @@ def _check_keys(entry: Mapping, start: str, at: Place) -> None:
 def _require_scans(entry: Mapping, at: Place) -> None:
     if not (entry.get("scans") or entry.get("datasets")):
         raise DescriptionError(
-            f"{at} must say on what to pretrain: scans (folders) or datasets (nnU-Net's)"
+            f"{at} has no data to pretrain on: give scans (folders) or datasets (nnU-Net's)"
         )
 
 
@@ -190,13 +190,11 @@ def task_of(given: object, at: Place) -> Task:
 
 def _check_validation(task: Task, at: Place) -> None:
     if task.validate == REST and task.fold:
-        raise DescriptionError(
-            f"{at}: validate: {REST} is instead of a fold; leave out one of them"
-        )
+        raise DescriptionError(f"{at}: validate: {REST} replaces a fold; leave one of them out")
 
 
 def settings(part: Arm | Task) -> dict:
-    """What an arm or a task says, JSON-able, its defaults left out: for fingerprints."""
+    """The fields of an arm or a task, JSON-able, without defaults: for fingerprints."""
     said = asdict(part)
     defaults = {f.name: f.default if f.default is not MISSING else {} for f in fields(part)}
     return {key: value if isinstance(value, (int, float, dict)) else str(value)

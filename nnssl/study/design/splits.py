@@ -31,7 +31,7 @@ Cases = tuple[tuple[str, ...], tuple[str, ...]]  # to train and to validate on
 
 
 class SplitError(ValueError):
-    """No such subset exists; the message says which would."""
+    """The requested subset does not exist; the message names one that does."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,9 @@ def _on_a_fold(
 def _nnunet_fold(folds: Sequence[Mapping], task: Task, number: int) -> Mapping:
     if number >= len(folds) or OWNER in folds[number]:
         own = sum(OWNER not in entry for entry in folds)
-        raise SplitError(f"task {task.name}: no fold {number} in {FILE}; there are 0 to {own - 1}")
+        raise SplitError(
+            f"task {task.name}: no fold {number} in {FILE}; allowed are 0 to {own - 1}"
+        )
     return folds[number]
 
 
@@ -117,7 +119,9 @@ def _on_the_rest(study: Study, task: Task, labels: Labels, seed: int) -> dict[Ke
     trained = {budget: take(order, budget, labels, task.name) for budget in study.budgets}
     most = max(study.budgets)
     if not (val := tuple(sorted(labels.keys() - set(trained[most])))):
-        raise SplitError(f"task {task.name}: a budget of {most} cases leaves none to validate on")
+        raise SplitError(
+            f"task {task.name}: a budget of {most} cases leaves no case for validation"
+        )
     return {(budget, seed): (train, val) for budget, train in trained.items()}
 
 
@@ -138,7 +142,7 @@ def subject_of(case: str, subject: str | None) -> str:
     if subject is None:
         return case
     if not (match := re.search(subject, case)):
-        raise SplitError(f"subject {subject!r} finds nothing in the case's name {case!r}")
+        raise SplitError(f"subject {subject!r} does not match the case name {case!r}")
     return match.group(1) if match.groups() else match.group()
 
 
@@ -147,7 +151,8 @@ def nested_order(
 ) -> list[tuple[str, ...]]:
     """The subjects of `pool`, each as its cases, so that any prefix is a subset: shuffled by
     `seed`, and before the others come as few as cover all labels (greedily: the first of those that
-    add most)."""
+    add most).
+    """
     shuffled = list(grouped(sorted(pool), lambda case: subject_of(case, subject)).values())
     random.Random(seed).shuffle(shuffled)
     first = _cover(shuffled, labels)
@@ -175,8 +180,8 @@ def take(
     total = sum(map(len, order))
     if isinstance(budget, int) and budget > total:
         raise SplitError(
-            f"task {task}: {budget} cases are asked for, there are {total} to train on; {ALL} is a "
-            "budget"
+            f"task {task}: {budget} cases requested, but only {total} can be trained on; use a "
+            f"smaller budget, or {ALL}"
         )
     chosen = _prefix(order, budget if isinstance(budget, int) else total)
     if lacking := _labels_in_groups(order, labels) - _labels_in_groups([chosen], labels):
@@ -187,8 +192,8 @@ def take(
 
 def _cannot_hold(lacking: set[Hashable], needed: int) -> str:
     return (
-        f"case(s) cannot hold every label (missing: {sorted(map(str, lacking))}); the smallest "
-        f"budget that does is {needed}"
+        f"case(s) cannot cover every label (missing: {sorted(map(str, lacking))}); the smallest "
+        f"sufficient budget is {needed}"
     )
 
 
@@ -248,7 +253,7 @@ def labels_of(preprocessed: Path) -> dict[str, frozenset]:
     paths = sorted(preprocessed.glob("*.pkl"))
     if not paths:
         raise FileNotFoundError(
-            f"no preprocessed case in {preprocessed}; let nnU-Net preprocess first"
+            f"no preprocessed case in {preprocessed}; run nnU-Net's preprocessing first"
         )
     return {path.stem: frozenset(_occurring(pickle.loads(path.read_bytes()))) for path in paths}
 

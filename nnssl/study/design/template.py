@@ -75,6 +75,6 @@ device: cuda
 def write_description(path: Path) -> None:
     """Write the commented description. Raises FileExistsError rather than overwriting one."""
     if path.exists():
-        raise FileExistsError(f"{path} exists; choose another name, or remove it")
+        raise FileExistsError(f"{path} already exists; choose another name, or remove it")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(TEMPLATE, encoding="utf-8")

@@ -29,7 +29,7 @@ LARGEST_COUNT = 2**32 - 1  # what numpy takes as a seed
 
 
 class DescriptionError(ValueError):
-    """The description is wrong; the message says where, what was got and what is allowed."""
+    """The description is invalid; the message says where, what was given and what is allowed."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def read_yaml(path: Path) -> object:
 
     size = path.stat().st_size
     if size > LARGEST_FILE:
-        raise DescriptionError(f"{path} has {size} bytes; a description has {LARGEST_FILE} at most")
+        raise DescriptionError(f"{path} has {size} bytes; allowed are at most {LARGEST_FILE}")
     try:
         text = path.read_text(encoding="utf-8")
         _require_few_values(text, path)
@@ -69,7 +69,7 @@ def read_yaml(path: Path) -> object:
         raise DescriptionError(f"{path} is not text in UTF-8: {error}") from error
     except RecursionError:
         raise DescriptionError(
-            f"{path} holds an alias within itself, or thousands of nested lists"
+            f"{path} has an alias that refers to itself, or thousands of nested lists"
         ) from None
 
 
@@ -79,7 +79,8 @@ def _require_few_values(text: str, path: Path) -> None:
     size = _value_count(yaml.compose(text, Loader=yaml.SafeLoader), {})
     if size > MOST_VALUES:
         raise DescriptionError(
-            f"{path} holds {size:g} values, its aliases written out; {MOST_VALUES} at most"
+            f"{path} holds {size:g} values after expanding aliases; allowed are at most "
+            f"{MOST_VALUES}"
         )
 
 
@@ -156,7 +157,7 @@ def require_said(entry: Mapping, needed: Iterable[Option], at: Place) -> None:
 
 
 def require_once(what: str, values: list) -> None:
-    """Raises DescriptionError where a value is there twice."""
+    """Raises DescriptionError where a value occurs twice."""
     seen = set()
     if doubled := sorted({str(value) for value in values if value in seen or seen.add(value)}):
         raise DescriptionError(f"named twice as {what}: {', '.join(doubled[:10])}")
@@ -165,7 +166,7 @@ def require_once(what: str, values: list) -> None:
 def name(entry: object, at: Place) -> str:
     if not isinstance(entry, str) or not NAME.fullmatch(entry):
         raise DescriptionError(
-            f"{at} is made of letters, digits and single - and _, got {shown(entry)}"
+            f"{at} must consist of letters, digits and single - and _, got {shown(entry)}"
         )
     _require_short(entry, at)
     return entry
@@ -174,13 +175,14 @@ def name(entry: object, at: Place) -> str:
 def _require_short(name: str, at: Place) -> None:
     if len(name) > LONGEST_NAME:
         raise DescriptionError(
-            f"{at} has {len(name)} letters, {LONGEST_NAME} at most: it is part of file names"
+            f"{at} has {len(name)} characters; allowed are at most {LONGEST_NAME}, as it is "
+            "part of file names"
         )
 
 
 def text(entry: object, at: Place) -> str:
     if not isinstance(entry, str) or not entry:
-        raise DescriptionError(f"{at} is a word, got {shown(entry)}")
+        raise DescriptionError(f"{at} must be a string, got {shown(entry)}")
     return entry
 
 
@@ -194,7 +196,7 @@ def dataset(entry: object, at: Place) -> str:
     number = str(entry) if type(entry) is int else entry
     if not isinstance(number, str) or not DATASET.fullmatch(number):
         raise DescriptionError(
-            f"{at} is the ID or name of an nnU-Net dataset, 501 or Dataset501_Name; got "
+            f"{at} must be the ID or name of an nnU-Net dataset, 501 or Dataset501_Name; got "
             f"{shown(entry)}"
         )
     return number
@@ -209,7 +211,7 @@ def one_of(entry: object, allowed: tuple[str, ...], at: Place) -> str:
 def count(entry: object, at: Place) -> int:
     if type(entry) is not int or not 0 <= entry <= LARGEST_COUNT:
         raise DescriptionError(
-            f"{at} is a whole number from 0 to {LARGEST_COUNT}, got {shown(entry)}"
+            f"{at} must be an integer from 0 to {LARGEST_COUNT}, got {shown(entry)}"
         )
     return entry
 
@@ -217,7 +219,7 @@ def count(entry: object, at: Place) -> int:
 def positive(entry: object, at: Place) -> float:
     number = _number_or_nan(entry)
     if not 0 < number < inf:
-        raise DescriptionError(f"{at} is a positive number, got {shown(entry)}")
+        raise DescriptionError(f"{at} must be a positive number, got {shown(entry)}")
     return number
 
 
@@ -234,7 +236,7 @@ def expression(entry: object, at: Place) -> str:
     try:
         re.compile(pattern)
     except re.error as error:
-        raise DescriptionError(f"{at} is no regular expression: {error}") from None
+        raise DescriptionError(f"{at} is not a regular expression: {error}") from None
     return pattern
 
 

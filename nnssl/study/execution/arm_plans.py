@@ -42,7 +42,7 @@ class Plans:
         start = self.start
         if start is None or not start.is_ours or start.is_done:
             return None
-        return f"no checkpoint of arm {start.arm.name}: {start.outcome.reason}"
+        return f"arm {start.arm.name} has no checkpoint: {start.outcome.reason}"
 
     @property
     def command(self) -> Command | None:

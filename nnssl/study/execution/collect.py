@@ -1,6 +1,7 @@
 """From the runs to results.jsonl, which is all that a report needs: the rows of the study and of
 the runs that its description asks for, as they are now, then those of other kinds (`nnssl_study
-features`), which are left alone."""
+features`), which are left alone.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +41,8 @@ def collect(study: Study) -> dict[str, str]:
 
 def rows_of(run: StudyRun) -> list[dict]:
     """A finished run's rows as its job wrote them, cases with their subject where the task has
-    subjects; else one that says that it failed, and why, or is missing."""
+    subjects; else one that says that it failed, and why, or is missing.
+    """
     path = run.folder / jobs.ROWS
     if not (run.is_done and path.is_file()):
         return [_unfinished(run).to_json()]

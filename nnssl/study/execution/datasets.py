@@ -1,4 +1,4 @@
-"""nnU-Net's datasets as a study sees them: names, folders, what is left to plan and preprocess."""
+"""nnU-Net's datasets in a study: names, folders, and remaining planning and preprocessing."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Dataset:
         try:
             return maybe_convert_to_dataset_name(given)
         except (RuntimeError, ValueError) as error:
-            raise StudyError(f"nnU-Net knows no dataset {given} in $nnUNet_raw: {error}") from error
+            raise StudyError(f"dataset {given} was not found in $nnUNet_raw: {error}") from error
 
     @property
     def number(self) -> str:
@@ -63,8 +63,8 @@ class Dataset:
         return self.folder / identifier(self.read_plans(plans), configuration)
 
     def commands(self, configuration: str, plans: str = BASE) -> list[Command]:
-        """What is left to plan and preprocess, so far as is known now; none where every training
-        case is there. Raises StudyError where plans that nobody here can make are asked for.
+        """The remaining planning and preprocessing, as known now; none where every training case is
+        stored. Raises StudyError where plans that nobody here can make are asked for.
         """
         if not (self.folder / f"{plans}.json").is_file():
             return [self._plan(configuration, plans)]
@@ -81,7 +81,7 @@ class Dataset:
         known = self.read_plans(plans)["configurations"]
         if configuration not in known:
             raise StudyError(
-                f"dataset {self.given} has no configuration {configuration}; its {plans} has "
+                f"dataset {self.given} has no configuration {configuration}; {plans} has "
                 f"{', '.join(known)}"
             )
 
@@ -96,8 +96,8 @@ class Dataset:
 
     def _no_plans(self, plans: str) -> StudyError:
         return StudyError(
-            f"dataset {self.given} has no plans {plans}; let nnU-Net make them, for example with "
-            f"another spacing (mm):\n  nnUNetv2_plan_experiment -d {self.number} "
+            f"dataset {self.given} has no plans {plans}; create them with nnU-Net, for example "
+            f"with another spacing (mm):\n  nnUNetv2_plan_experiment -d {self.number} "
             f"-overwrite_plans_name {plans} -overwrite_target_spacing Z Y X"
         )
 
@@ -131,7 +131,7 @@ def _of_other_networks(study: Study) -> list[tuple[str, str, str]]:
 def labelled(arm: Arm) -> tuple[str, str]:
     """Dataset and configuration of a supervised start, which has to name both."""
     if arm.dataset is None or arm.configuration is None:
-        raise StudyError(f"arm {arm.name} must say dataset and configuration")
+        raise StudyError(f"arm {arm.name} needs both dataset and configuration")
     return arm.dataset, arm.configuration
 
 

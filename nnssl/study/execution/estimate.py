@@ -1,4 +1,4 @@
-"""What is missing of a study and what it costs; nothing is done."""
+"""The missing steps of a study and their cost; nothing is run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from nnssl.study.rows import RunRow
 
 
 def describe_study(study: Study, parallel: int) -> str:
-    """parallel: runs beside each other."""
+    """parallel: number of concurrent runs."""
     requirements.check_inputs(study)
     every = runs.all_runs(study)
     todo = [run for run in every if not run.is_done]
@@ -44,7 +44,7 @@ def _study_size(study: Study) -> str:
 
 
 def commands_before(study: Study) -> list[Command]:
-    """What comes before the runs, so far as it is known now."""
+    """The steps before the runs, as known now."""
     commands = []
     for dataset, *what in datasets.wanted(study):
         commands += dataset.commands(*what)
@@ -60,19 +60,19 @@ def cost(every: Sequence[StudyRun], todo: Sequence[StudyRun], parallel: int) -> 
     is done.
     """
     if not todo:
-        return "Cost: nothing is left to do"
+        return "Cost: nothing left to do"
     epochs = sum(run.epochs for run in todo)
     done = [collect.row_of(run) for run in every if run.is_done]
     if not done:
         return (
-            f"Cost: {epochs} epochs in all. How long one takes is not known before the first run "
-            "is done; this line then says the hours"
+            f"Cost: {epochs} epochs in all. The time per epoch is known only after the first run; "
+            "this line then shows hours"
         )
     hours = sum(run.epochs * _hours_an_epoch(_similar_runs(run, done)) for run in todo)
     return (
-        f"Cost: {epochs} epochs to do, about {hours:.1f} hours of training, {hours / parallel:.1f} "
-        f"with {parallel} beside each other, and validation (estimated from {len(done)} run(s) "
-        f"done, which took {_hours(done):.1f} hours)"
+        f"Cost: {epochs} epochs to do, about {hours:.1f} hours of training, "
+        f"{hours / parallel:.1f} with {parallel} in parallel, plus validation (estimated from "
+        f"{len(done)} run(s) done, which took {_hours(done):.1f} hours)"
     )
 
 

@@ -94,7 +94,7 @@ class _Local:
 
 
 def is_over(folder: Path, attempt: int, otherwise: str, print_fn: PrintFn) -> bool:
-    """Whether nothing is left to try. A job that ended without a word gets `otherwise` as its
+    """Whether nothing is left to try. A job that ended without an outcome gets `otherwise` as its
     reason.
     """
     if jobs.outcome(folder).state == NOT_DONE:
@@ -109,15 +109,15 @@ def _told(folder: Path, outcome: Outcome, last: bool) -> str:
     if outcome.state == DONE:
         return "done"
     if last:
-        return f"failed ({outcome.in_short}); {folder / jobs.LOG} tells more"
-    return f"failed, is tried once more ({outcome.in_short})"
+        return f"failed ({outcome.in_short}); {folder / jobs.LOG} has the details"
+    return f"failed, retrying once ({outcome.in_short})"
 
 
 # Where runs go beside each other
 
 
 def device_slots(device: str, parallel: int | None) -> list[Slot]:
-    """By default each GPU has one run, and a CPU one in all."""
+    """By default one run per GPU, or a single one on a CPU."""
     if device != "cuda":
         return [{}] * parallel_runs(device, parallel)
     gpus = itertools.cycle(_visible_gpus())
@@ -131,7 +131,7 @@ def _visible_gpus() -> list[str]:
     gpus = torch.cuda.device_count()
     if not gpus:
         raise StudyError(
-            "the description says device: cuda, and there is no GPU; write device: cpu, or "
+            "the description has device: cuda, but no GPU is available; write device: cpu, or use "
             "--executor slurm"
         )
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -139,9 +139,7 @@ def _visible_gpus() -> list[str]:
 
 
 def parallel_runs(device: str, parallel: int | None) -> int:
-    """How many runs are done beside each other; also where there is no GPU, such as to say the
-    cost.
-    """
+    """The number of concurrent runs; also without a GPU, such as to estimate the cost."""
     if parallel or device != "cuda":
         return parallel or 1
     import torch

@@ -1,5 +1,5 @@
-"""One job, `python -m nnssl.study.execution.job FOLDER`: what folder/job.json says, to its end, in
-a process of its own.
+"""One job, `python -m nnssl.study.execution.job FOLDER`: run the job of folder/job.json to its end,
+in its own process.
 
 Two kinds. A fine-tuning: nnUNetv2_train (it continues where it was killed), then the rows of
 results. A pretraining: commands that make a checkpoint. A second process on the same job waits for
@@ -31,7 +31,8 @@ CHECKPOINTS = (FINAL, "checkpoint_latest.pth", "checkpoint_best.pth")
 
 def do(folder: Path | str) -> dict[str, str | None]:
     """Do the job; its outcome, {"state": "done" | "failed", "reason"}, is written as well. Only
-    exceptions that no command caused leave it."""
+    exceptions that no command caused leave it.
+    """
     folder = Path(folder)
     with _folder_lock(folder) as lock:
         outcome = jobs.outcome(folder)
@@ -63,7 +64,7 @@ def run_pretraining(job: PretrainingJob, folder: Path, lock: int) -> None:
     for command in job.commands:
         shell.execute(command, folder / jobs.LOG, lock)
     if not job.makes.is_file():
-        raise CommandError(f"all commands ended well, but there is no {job.makes}")
+        raise CommandError(f"all commands succeeded, but {job.makes} does not exist")
 
 
 def _clear(job: PretrainingJob) -> None:
@@ -122,9 +123,9 @@ def _by_hand(job: FineTuningJob) -> str:
     """What to type."""
     command = shlex.join(job.training.command(job.device, BY_HAND))
     return (
-        f"not trained yet; in the environment of its trainer: {command} (of upstream's own "
+        f"not trained yet; in the environment of its trainer, type: {command} (of upstream's own "
         f"programs the one that trains {job.trainer}, with nnU-Net's folders of this study; then "
-        "the same line of nnssl_study collects it)"
+        "the same command of nnssl_study collects it)"
     )
 
 
@@ -143,29 +144,27 @@ def _require_same_cases(fold: Path, wanted: list[str]) -> None:
 
 def _other_cases(found: set[str], own: set[str]) -> str:
     return (
-        f"was validated on other cases than this study's: {len(found - own)} of "
-        f"{len(found)} are not its, {len(own - found)} of its are missing. It was trained "
-        "with another splits_final.json: remove that fold and train it again"
+        f"was not validated on this study's cases: {len(found - own)} of {len(found)} do not "
+        f"belong to it, {len(own - found)} of its cases are missing. It was trained with another "
+        "splits_final.json: remove that fold and train it again"
     )
 
 
 def _require_validated(fold: Path) -> None:
     if not validated(fold):
-        raise CommandError(
-            f"nnU-Net ended well, but there is no whole validation/summary.json in {fold}"
-        )
+        raise CommandError(f"nnU-Net succeeded, but {fold} has no complete validation/summary.json")
 
 
 def validated(fold: Path) -> bool:
     """nnU-Net writes the summary last."""
     try:
         return bool(files.read_json(fold / "validation" / "summary.json"))
-    except (OSError, ValueError):  # none, or cut short by a kill
+    except (OSError, ValueError):  # none, or truncated by a kill
         return False
 
 
 def drop_cut_short(fold: Path) -> None:
-    """Remove the checkpoints that a kill or a full disk cut short, or nnU-Net would stumble over
+    """Remove the checkpoints that a kill or a full disk truncated, or nnU-Net would stumble over
     them.
     """
     for name in CHECKPOINTS:

@@ -20,7 +20,7 @@ NNUNET = "nnUNetv2_train"
 
 
 class StudyError(RuntimeError):
-    """What keeps a study from going on; the message says what to do."""
+    """The study cannot continue; the message says what to do."""
 
 
 class OtherSettingsError(StudyError):
@@ -29,9 +29,9 @@ class OtherSettingsError(StudyError):
     def __init__(self, folder: Path, before: Job) -> None:
         trained = f" and nnU-Net's training under {before.plans}" if before.plans else ""
         super().__init__(
-            f"{folder.name} was begun with other settings (arm, recipe, checkpoint or cases; a "
-            "random start is like the first pretrained arm unless it says like:). Give the "
-            f"study or the arm another name, or remove {folder}{trained}"
+            f"{folder.name} was started with other settings (arm, recipe, checkpoint or cases; a "
+            "random start is like the first pretrained arm unless it says like:). Give the study "
+            f"or the arm another name, or remove {folder}{trained}"
         )
 
 
@@ -179,7 +179,7 @@ def _require_whole(folder: Path, kind: type[Job], content: dict) -> None:
     required = [f.name for f in fields(kind) if f.default is MISSING]
     if lacking := [name for name in required if name not in content]:
         raise ValueError(
-            f"{folder / JOB} lacks {', '.join(lacking)}; remove {folder}, and the same line of "
+            f"{folder / JOB} lacks {', '.join(lacking)}; remove {folder}, and the same command of "
             "nnssl_study writes it again"
         )
 
@@ -211,9 +211,9 @@ def _refuse_others(folder: Path, job: FineTuningJob) -> None:
     fold = job.training.folder
     if any(fold.glob("checkpoint_*.pth")):
         raise StudyError(
-            f"{fold} holds a training that this study did not begin, so that {folder.name} would "
-            "continue it or count it as its own. Give this study another name (name: in the "
-            "description), or remove that training"
+            f"{fold} holds a training that this study did not start; {folder.name} would continue "
+            "it or count it as its own. Give this study another name (name: in the description), "
+            "or remove that training"
         )
 
 

@@ -1,4 +1,5 @@
-"""`nnssl_study run`: what is missing, in order. The same line again continues where it stopped.
+"""`nnssl_study run`: the missing steps, in order. The same command again continues where it
+stopped.
 
 requirements -> data -> pretrained checkpoints -> jobs of the runs -> training -> results
 """

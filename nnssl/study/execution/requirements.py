@@ -1,4 +1,4 @@
-"""What a study needs before anything is done: variables, files, and data that its arms can use."""
+"""Check what a study needs before it starts: variables, files, and data that its arms can use."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _require_files(study: Study) -> None:
         raise StudyError(
             "the description names files that do not exist:\n"
             + "\n".join(missing)
-            + f"\nweights that came with this package have a name: {NAMES}"
+            + f"\nweights shipped with this package are given by name: {NAMES}"
         )
 
 
@@ -55,8 +55,8 @@ def _require_plans(dataset: Dataset, arm: Arm) -> None:
 def _no_plans(dataset: Dataset, arm: Arm) -> StudyError:
     there = sorted(path.stem for path in dataset.folder.glob("*Plans*.json"))
     return StudyError(
-        f"arm {arm.name}: dataset {dataset.given} has no plans {arm.plans}, which the "
-        f"environment of its trainer makes; there are: {', '.join(there) or 'none'}. For "
+        f"arm {arm.name}: dataset {dataset.given} has no plans {arm.plans}, which are created in "
+        f"the environment of its trainer; existing plans: {', '.join(there) or 'none'}. For "
         "checkpoints of MIC-DKFZ's nnssl type, in that environment: "
         f"nnUNetv2_preprocess_like_nnssl -d {dataset.number} -n NAME -pc CHECKPOINT"
     )
@@ -70,6 +70,6 @@ def _require_one_channel(arm: Arm) -> None:
     channels = Dataset(dataset).about["channel_names"]
     if len(channels) > 1:
         raise StudyError(
-            f"arm {arm.name}: dataset {arm.dataset} has {len(channels)} channels, and only an "
-            "encoder of one can be passed on"
+            f"arm {arm.name}: dataset {arm.dataset} has {len(channels)} channels, but only a "
+            "one-channel encoder can be transferred"
         )

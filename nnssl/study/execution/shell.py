@@ -18,7 +18,7 @@ DEFAULTS = {"OMP_WAIT_POLICY": "PASSIVE", "MPLBACKEND": "Agg"}  # where the call
 
 @dataclass(frozen=True)
 class Foreground:
-    """For commands that are quick, or common to all runs: done here and now, and said.
+    """For commands that are quick, or common to all runs: run at once, and printed.
 
     folder: of their logs.
     """

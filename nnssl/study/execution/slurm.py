@@ -1,9 +1,7 @@
-"""Doing a study's jobs by SLURM, through submitit.
-
-All are handed in at once. Who waits for them may be stopped: the jobs continue, and another call
-finds those that still wait or run and does not hand them in again. What became of a job is read
-from its outcome.json, and whether it is still in the queue from squeue: clusters without accounting
-have no sacct.
+"""Run a study's jobs on SLURM, through submitit. All are submitted at once. Who waits for them may
+be stopped: the jobs continue, and another call finds those that still wait or run and does not
+submit them again. What became of a job is read from its outcome.json, and whether it is still in
+the queue from squeue: clusters without accounting have no sacct.
 """
 
 from __future__ import annotations
@@ -67,9 +65,7 @@ def _submitit(folder: Path) -> AutoExecutor:
     try:
         return submitit.AutoExecutor(folder=str(folder / "%j"), cluster="slurm")
     except RuntimeError as error:
-        raise StudyError(
-            f"SLURM is not usable here ({error}); --executor local does without"
-        ) from error
+        raise StudyError(f"SLURM is not usable here ({error}); use --executor local") from error
 
 
 @dataclass
@@ -86,7 +82,7 @@ class _Job:
         number_file = self.folder / NUMBER
         if number_file.is_file() and in_queue(earlier := files.read_json(number_file)["job"]):
             self.number = earlier
-            self.print_fn(f"  {self.folder.name}: job {earlier}, handed in earlier")
+            self.print_fn(f"  {self.folder.name}: job {earlier}, submitted earlier")
         else:
             self.submit()
 
@@ -97,7 +93,7 @@ class _Job:
         self.print_fn(f"  {self.folder.name}: job {self.number}")
 
     def finished(self, logs: Path) -> bool:
-        """Whether nothing is left to wait for; a job that failed is handed in once more."""
+        """Whether nothing is left to wait for; a job that failed is submitted once more."""
         if jobs.outcome(self.folder).state == NOT_DONE and in_queue(self.number):
             return False
         gone = (
@@ -118,7 +114,7 @@ def in_queue(number: str) -> bool:
     done = subprocess.run([*SQUEUE, number], capture_output=True, text=True)
     if done.returncode and "Invalid job id" not in done.stderr:
         raise StudyError(
-            f"squeue does not answer: {done.stderr.strip()}; the jobs continue, the same line "
+            f"squeue does not respond: {done.stderr.strip()}; the jobs continue, the same command "
             "waits for them"
         )
     return done.stdout.strip() not in GONE

@@ -40,12 +40,13 @@ def _require_usable(fold: Path, arguments: dict, weights: dict[str, Tensor]) -> 
     channels = weights["encoder.patch_embed.proj.weight"].shape[1]
     if channels != 1:
         raise ValueError(
-            f"{fold} was trained on {channels} channels; only an encoder of one can be passed on"
+            f"{fold} was trained on {channels} channels; only a one-channel encoder can be "
+            "transferred"
         )
     if arguments.get("intensity"):
         raise ValueError(
-            f"{fold} saw intensities mapped to another pretraining's; make its plans without a "
-            "checkpoint"
+            f"{fold} was trained on intensities mapped to another pretraining's; create its plans "
+            "without a checkpoint"
         )
 
 
@@ -65,7 +66,7 @@ def _encoder_weights(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _collection_header(plans: dict, resolved: dict, axes: Sequence[int]) -> dict:
-    """What the encoder saw, as a checkpoint's header describes a collection."""
+    """The encoder's training data, as a checkpoint's header describes a collection."""
     properties = plans["foreground_intensity_properties_per_channel"]["0"]
     hu = policy(resolved["normalization_schemes"][0], properties)
     return {

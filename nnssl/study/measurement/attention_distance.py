@@ -1,5 +1,4 @@
-"""How far a block looks: the mean attention distance of each head, in mm (Dosovitskiy et al. 2021,
-fig. 7).
+"""The mean attention distance of each head of a block, in mm (Dosovitskiy et al. 2021, fig. 7).
 
 A query's distance is the mean of the distances to the tokens of its window, weighted by its
 attention to them; a head's is the mean over all queries of all scans. Windows bound it: compare a

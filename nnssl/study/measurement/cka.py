@@ -1,4 +1,4 @@
-"""How alike two encoders are, layer by layer: linear CKA, unbiased, minibatch by minibatch.
+"""Similarity of two encoders, layer by layer: unbiased linear CKA over minibatches.
 
 Centred kernel alignment: Kornblith et al. 2019 (arXiv 1905.00414). The unbiased estimator of HSIC:
 Song et al. 2012 (JMLR 13, eq. 5). Minibatches, whose averages converge to the whole's: Nguyen et
@@ -78,7 +78,10 @@ class MinibatchCKA:
 def _require_same_examples(features: list[Tensor]) -> None:
     sizes = {len(x) for x in features}
     if len(sizes) != 1:
-        raise ValueError(f"CKA compares features of the same examples, got {sorted(sizes)} of them")
+        raise ValueError(
+            "CKA compares features of the same examples, got different numbers of examples: "
+            f"{sorted(sizes)}"
+        )
 
 
 def _self_hsic(gram: Tensor) -> Tensor:

@@ -70,7 +70,7 @@ def _network(resolved: dict, weights: dict[str, Tensor]) -> SwinUNETR:
 
 
 def _num_classes(weights: dict[str, Tensor]) -> int:
-    """How many a head of the network tells apart."""
+    """The number of classes of a head of the network."""
     heads = [name for name in weights if finetune.HEADS in name and name.endswith("weight")]
     return len(weights[heads[0]])
 
@@ -266,8 +266,8 @@ def _positions(spatial: Shape, stride: Shape, generator: torch.Generator) -> Ten
     positions = draw_positions(spatial, stride, generator)
     if len(positions) < LEAST:
         raise ValueError(
-            f"a crop of {spatial} voxels has {len(positions)} token(s) of {stride} voxels, CKA "
-            f"needs {LEAST} or more; use a larger patch"
+            f"a crop of {spatial} voxels has {len(positions)} token(s) of {stride} voxels, but "
+            f"CKA needs at least {LEAST}; use a larger patch"
         )
     return positions
 

@@ -1,5 +1,5 @@
-"""What a validated training is worth, by case and label: nnU-Net's Dice, and from the surfaces
-surface Dice and HD95.
+"""Scores of a validated training, by case and label: nnU-Net's Dice, and from the surfaces surface
+Dice and HD95.
 
 Surfaces are made of voxels: those of a mask that touch, by a face, what is not the mask or the
 image's edge. Distances are in mm between the voxels' middles, exact (scipy's Euclidean distance

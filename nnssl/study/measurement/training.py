@@ -1,4 +1,4 @@
-"""What nnU-Net noted of each epoch of a training: its pseudo Dice, losses and seconds."""
+"""nnU-Net's log of each epoch of a training: pseudo Dice, losses and seconds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How far the heads of the finished runs' encoders look."""
+"""The attention distance of the heads of the finished runs' encoders."""
 
 from __future__ import annotations
 
@@ -89,9 +89,9 @@ DISTANCES = Table(
     title="Attention distance (mm)",
     note=(
         "Mean distance in mm from a token to what it attends to, by layer: the mean of the heads, "
-        "the nearest- and the farthest-looking head. Even: what attention to all tokens of the "
-        "window alike would give; windows bound how far a head can look. Heads near even mix, "
-        "heads far below it are local."
+        "and the heads with the shortest and the longest distance. Even: the distance of uniform "
+        "attention to all tokens of the window; windows bound the distance of a head. Heads near "
+        "even mix globally, heads far below it are local."
     ),
     columns=["task", "budget", "arm", "layer", "mean", "nearest head", "farthest head", "even"],
     formats=dict.fromkeys(["mean", "nearest head", "farthest head", "even"], ".2f"),

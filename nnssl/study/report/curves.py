@@ -1,4 +1,4 @@
-"""How fast, and with how many labels: convergence against scratch, and data efficiency."""
+"""Convergence against scratch, and data efficiency."""
 
 from __future__ import annotations
 

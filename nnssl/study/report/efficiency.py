@@ -1,4 +1,6 @@
-"""What pretraining saves: epochs and hours, labels, and what is left of it in another modality."""
+"""Savings by pretraining: epochs and hours, labels, and the gain that carries over to another
+modality.
+"""
 
 from __future__ import annotations
 
@@ -28,11 +30,11 @@ SPEED = Table(
     name="convergence",
     title="Convergence",
     note=(
-        "Epochs and hours of fine-tuning until the validation Dice reaches a fraction of scratch's "
-        "final one (its mean over the seeds); the median over the seeds. A ratio below 1 is faster "
-        "than scratch. The Dice is nnU-Net's own while it trains, of random patches, smoothed as "
-        "in its progress.png: good for comparing runs of one task, not with the scores above. "
-        "Hours of pretraining are not counted. Left out where scratch learnt nothing."
+        "Epochs and hours of fine-tuning until the validation Dice reaches a fraction of "
+        "scratch's final one (its mean over the seeds); the median over the seeds. A ratio below "
+        "1 is faster than scratch. The Dice is nnU-Net's own while it trains, of random patches, "
+        "smoothed as in its progress.png: good for comparing runs of one task, not with the "
+        "scores above. Hours of pretraining are not counted. Left out if scratch learnt nothing."
     ),
     columns=[
         "task",

@@ -1,4 +1,4 @@
-"""The HTML page: one file that needs no network. Its tables sort by a click on a column's name."""
+"""The HTML page: one file that needs no network. Click on a column's name to sort a table."""
 
 from __future__ import annotations
 

@@ -121,7 +121,9 @@ def _difference(
 
 
 def critical_difference(ranking: Ranking, results: Results) -> Figure | None:
-    """Demsar's diagram: arms along the mean rank, a bar over those that cannot be told apart."""
+    """Demsar's diagram: arms along the mean rank, a bar over those that do not differ
+    significantly.
+    """
     overall, count = ranking.overall, len(ranking.arms)
     if count < 2 or not overall.blocks:
         return None

@@ -95,7 +95,7 @@ class Results:
         """Raises FileNotFoundError, or ResultsError for rows that are no study's."""
         if not Path(path).is_file():
             raise FileNotFoundError(
-                f"no results at {path}; a study writes them: nnssl_study run study.yaml"
+                f"results {path} do not exist; a study writes them: nnssl_study run study.yaml"
             )
         return cls(files.read_json_lines(path))
 
@@ -105,7 +105,7 @@ class Results:
         results = cls.read(path)
         if not results.runs:
             raise ResultsError(
-                f"{path} tells of no run yet; a study writes them: nnssl_study run study.yaml"
+                f"{path} has no run yet; a study writes them: nnssl_study run study.yaml"
             )
         return results
 

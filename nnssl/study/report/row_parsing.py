@@ -49,7 +49,7 @@ def _require_fields(kind: type[Row], content: Mapping, what: str) -> None:
 
 def _require_single_values(kind: type[Row], content: Mapping, what: str) -> None:
     if odd := [name for name in _single(kind) if isinstance(content[name], (list, dict))]:
-        raise ResultsError(f"{what} has a list or mapping as {', '.join(odd)}")
+        raise ResultsError(f"{what} has a list or mapping for {', '.join(odd)}")
 
 
 def _single(kind: type[Row]) -> list[str]:

@@ -46,7 +46,7 @@ SCORES = Table(
     note=(
         "Mean over the labels of a case, then over the cases, then over the seeds; in brackets "
         "the 95 % interval by bootstrap over seeds and cases together. Overlapping intervals do "
-        "not mean that arms are alike: the comparisons below are paired."
+        "not mean that arms are equal: the comparisons below are paired."
     ),
     columns=["task", "budget", "arm", "labelled cases", "seeds", "validation cases"],
     formats={**FORMATS, "labelled cases": "g"},
@@ -162,9 +162,9 @@ COMPARISONS = Table(
         "Arm minus scratch, paired by seed and case. p: Wilcoxon's signed-rank test, two-sided, "
         "one observation a subject (its cases and seeds averaged). p (Holm): corrected for all "
         "comparisons of the same measure on this page; “differs” where it is below 0.05. Smallest "
-        "p: what so few subjects can give at best; where it times the number of comparisons is "
-        "above 0.05, no difference however large could be told. “No” is not evidence of equality: "
-        "read the interval of the difference. For HD95 smaller is better."
+        "p: the smallest possible value with so few subjects; if it exceeds 0.05 when multiplied "
+        "by the number of comparisons, no difference can be significant, however large. “No” is "
+        "not evidence of equality: read the interval of the difference. For HD95 smaller is better."
     ),
     columns=[
         "task",
@@ -248,14 +248,14 @@ def _about_ranks(ranking: Ranking) -> str:
     elif ranking.arms:
         note += "One task is one observation: there is no test. "
     if ranking.left_out:
-        note += f"Left out, having no result in some task or budget: {', '.join(ranking.left_out)}."
+        note += f"Left out, without a result in some task or budget: {', '.join(ranking.left_out)}."
     return note
 
 
 def _about_tests(overall: Ranks) -> str:
     return (
-        f"Friedman's test on the last row: p = {overall.p:.2g}. Nemenyi's critical difference "
-        f"at 0.05 is {overall.difference:.2f}: arms whose ranks differ by less cannot be told "
-        "apart. A task is one observation; budgets of a task are not independent and are "
+        f"Friedman's test on the last row: p = {overall.p:.2g}. Nemenyi's critical difference at "
+        f"0.05 is {overall.difference:.2f}: arms whose ranks differ by less do not differ "
+        "significantly. A task is one observation; budgets of a task are not independent and are "
         "averaged first. "
     )

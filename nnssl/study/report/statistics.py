@@ -1,5 +1,5 @@
-"""What a reviewer asks of a comparison: intervals, paired tests and their correction, ranks and
-what they differ by.
+"""Statistics of comparisons: intervals, paired tests and their correction, ranks and critical
+differences.
 
 Values come as [S C], seeds by cases. Cases of one subject are not independent and travel together.
 """
@@ -27,8 +27,8 @@ class Interval:
 
 @dataclass(frozen=True)
 class Test:
-    """A paired comparison. `better`, `worse`: subjects. `smallest`: the least p that so many
-    subjects can give.
+    """A paired comparison. `better`, `worse`: subjects. `smallest`: the least p possible with this
+    number of subjects.
     """
 
     n: int
@@ -155,8 +155,8 @@ class Ranks:
     """means: of k arms over `blocks`, 1 is the best. `difference`: ranks farther apart differ; NaN
     where undefined.
 
-    groups: the arms, as indices from the best, that the test cannot tell apart; only maximal groups
-    of two or more.
+    groups: the arms, as indices from the best, that do not differ significantly; only maximal
+    groups of two or more.
     """
 
     means: list[float]

@@ -131,7 +131,7 @@ def _compared(report: _Report, results: Results, compared: list[Comparison]) -> 
 def _ranks(report: _Report, results: Results) -> Section:
     ranking = scores.rank(results)
     figure = plots.critical_difference(ranking, results)
-    lead = "Arms under one thick bar cannot be told apart." if ranking.overall.groups else ""
+    lead = "Arms under one thick bar do not differ significantly." if ranking.overall.groups else ""
     figures = {"ranks": ("Mean ranks over the tasks with the critical difference", figure)}
     return report.section("Ranks", [scores.ranks(ranking)], figures, lead)
 
@@ -200,7 +200,7 @@ def _runs(results: Results) -> Table:
 
 
 def _word(value: object) -> Cell:
-    """Words for what is no number."""
+    """Words for missing numbers."""
     if value is None or (isinstance(value, int | float) and not isinstance(value, bool)):
         return value
     return str(value)
@@ -230,7 +230,7 @@ def _verdicts(dice: list[Comparison]) -> list[str]:
     return [
         f"Of {len(dice)} comparisons of Dice with {BASELINE}, {up} came out better and {down} "
         "worse after correction,",
-        f"{len(dice) - up - down} cannot be told.",
+        f"{len(dice) - up - down} are inconclusive.",
     ]
 
 
@@ -256,7 +256,7 @@ def _reason(run: RunRow) -> str:
 
 def _without_baseline(results: Results) -> list[str]:
     return [
-        f"{task}, budget {budget}: no finished run of {BASELINE}, so no comparison"
+        f"{task}, budget {budget}: no finished run of {BASELINE}, so it cannot be compared"
         for task, budget in sorted(_missing_baselines(results))
     ]
 
@@ -273,8 +273,10 @@ def _of_one_seed(results: Results) -> list[str]:
     if not fewer:
         return []
     if len(fewer) == len(results.done):
-        return ["one seed: the intervals hold no chance of training, only of cases"]
+        return [
+            "one seed: the intervals reflect variation between cases only, not between trainings"
+        ]
     return [
-        "only one finished seed, whose interval holds no chance of training: "
+        "only one finished seed, so the interval does not reflect variation between trainings: "
         f"{', '.join(fewer[:NAMED])}"
     ]
