@@ -221,7 +221,7 @@ def test_the_first_steps_tell_how_long_a_run_will_take(tmp_path):
     for seconds in (2.0, 3.0):  # of the first rows
         log.pace(seconds)
     assert len(said) == 1
-    assert said[0].startswith("\n2 s per step: 5 h 33 min to go; shorter: fewer --steps")
+    assert said[0].startswith("\n2 s per step: 5 h 33 min left; shorter: fewer --steps")
     assert [duration(s) for s in (40, 600, 12_000, 200_000)] == [
         "40 s",
         "10 min",

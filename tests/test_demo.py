@@ -80,7 +80,7 @@ def test_a_stage_starts_on_clean_ground(demo, monkeypatch):
 def test_a_folder_of_the_users_is_left_alone(demo):
     demo.folder.mkdir()
     (demo.folder / "thesis.tex").touch()
-    with pytest.raises(stages.DemoError, match=r"not empty.*nnssl_demo -o"):
+    with pytest.raises(stages.DemoError, match=r"neither empty nor a demo folder.*nnssl_demo -o"):
         stages.run(demo)
     assert [path.name for path in demo.folder.iterdir()] == ["thesis.tex"]
 
