@@ -137,8 +137,8 @@ def describe_recipe(recipe: Recipe, pretrained: bool) -> str:
     return (
         f"Recipe: {recipe.total} iterations, {recipe.warmup} of them warm-up; learning rate "
         f"{recipe.lr:g}, scaled by {recipe.encoder_scale(pretrained):g} for the encoder and by "
-        f"{recipe.head_lr:g}; drop path {recipe.stochastic_depth:g}; average of the weights "
-        f"{recipe.average or 'off'}"
+        f"{recipe.head_lr:g} for the heads; drop path {recipe.stochastic_depth:g}; average of the "
+        f"weights {recipe.average or 'off'}"
     )
 
 

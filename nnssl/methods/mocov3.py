@@ -1,5 +1,4 @@
-"""MoCo v3: among many keys from a slow copy of the network, identify that of another view of the
-crop.
+"""MoCo v3: of many keys from a slow copy of the network, which is that of another view of my crop?
 
 Chen, Xie and He 2021, "An empirical study of training self-supervised vision transformers", ICCV,
 arXiv 2104.02057.

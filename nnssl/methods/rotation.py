@@ -1,4 +1,4 @@
-"""Rotation: predict by which quarter turns a cube was rotated.
+"""Rotation: by which quarter turns was this cube rotated?
 
 Gidaris et al. 2018, "Unsupervised representation learning by predicting image rotations", ICLR,
 arXiv 1803.07728; in 3D Taleb et al. 2020, "3D self-supervised methods for medical imaging",

@@ -1,4 +1,4 @@
-"""SimCLR: among many crops, identify another view of the same one.
+"""SimCLR: of many crops, which is another view of the same one?
 
 Chen et al. 2020, "A simple framework for contrastive learning of visual representations", ICML,
 arXiv 2002.05709.

@@ -151,7 +151,7 @@ def _unlike(rows: Tensor) -> Tensor:
 
 
 def _in_order(parts: Tensor) -> Tensor:
-    """What each process pending, [parts B views ...], as rows [parts * processes * B * views ...],
+    """What each process accumulated, [parts B views ...], as rows [parts * processes * B * views ...],
     samples in order.
     """
     every = dist.all_gather(parts[None])  # [processes parts B views ...]

@@ -51,7 +51,7 @@ class Running(Stepped):
             self._update_from(pending)
 
     def discard(self) -> None:
-        """Forget what was pending since the last update: the step was skipped."""
+        """Forget what was accumulated since the last update: the step was skipped."""
         self._pending.clear()
 
     def _update_from(self, pending: list) -> None:
@@ -191,7 +191,7 @@ def update_all(module: nn.Module) -> None:
 
 
 def discard_all(module: nn.Module) -> None:
-    """Forget what every running state inside `module` has pending since the last step."""
+    """Forget what every running state inside `module` has accumulated since the last step."""
     for part in module.modules():
         if isinstance(part, Running):
             part.discard()
