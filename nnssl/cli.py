@@ -56,7 +56,7 @@ def pretrain() -> int:
 
         return _report_errors(lambda: print(listing.method_table()))
     _require_method_and_scans(parser, args)
-    with signals.handled(_leave):
+    with signals.handled(_exit_on_signal):
         from nnssl.train.pretrain import distributed
         from nnssl.train.pretrain import pretrain as run
     if ended := distributed.launch(args.num_gpus, arguments):
@@ -199,7 +199,7 @@ def report() -> int:
     return _report_errors(lambda: print(write_page(args.folder, args.page, args.scans)))
 
 
-def _leave(*_: object) -> None:
+def _exit_on_signal(*_: object) -> None:
     """While libraries are being imported nothing has started yet, so a signal just ends the
     process.
     """

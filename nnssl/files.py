@@ -54,7 +54,7 @@ def atomic(path: Path | str) -> Iterator[Path]:
             yield temporary
             with temporary.open("rb+") as file:
                 os.fsync(file.fileno())
-            _share(temporary)
+            _make_readable(temporary)
             temporary.replace(path)
     finally:
         if temporary is not None:
@@ -79,7 +79,7 @@ def _room_named(path: Path) -> Iterator[None]:
         raise
 
 
-def _share(path: Path) -> None:
+def _make_readable(path: Path) -> None:
     """Give a file the usual permissions: those of mkstemp let only its owner read it."""
     mask = os.umask(0)
     os.umask(mask)

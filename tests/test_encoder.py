@@ -297,7 +297,9 @@ def test_what_a_configuration_refuses() -> None:
         small(taps="skip")
     with pytest.raises(ValueError, match="spatial_dims must be one of 2, 3, got 4"):
         small(spatial_dims=4)
-    with pytest.raises(ValueError, match=r"stage 2 has 24 channels, which is not a multiple of its 5 heads"):
+    with pytest.raises(
+        ValueError, match=r"stage 2 has 24 channels, which is not a multiple of its 5 heads"
+    ):
         small(heads=(1, 5, 3, 4))
     with pytest.raises(ValueError, match="4 positive numbers each"):
         small(depths=(2, 2))

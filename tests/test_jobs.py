@@ -140,7 +140,7 @@ def test_a_command_outlives_its_killed_job_and_nobody_works_beside_it(tmp_path):
         time.sleep(0.05)
     first.send_signal(signal.SIGKILL)
     first.wait()
-    assert job.do(folder)["state"] == "done"
+    assert job.run_job(folder)["state"] == "done"
     assert (folder / "starts").read_text() == "<><>"
 
 
@@ -182,7 +182,7 @@ def running(pid: int) -> bool:
 
 def test_a_start_that_makes_nothing_has_failed(tmp_path):
     folder = program(tmp_path / "one", "pass")
-    assert job.do(folder)["state"] == "failed"
+    assert job.run_job(folder)["state"] == "failed"
     assert "does not exist" in jobs.outcome(folder).reason
 
 
@@ -315,7 +315,7 @@ def test_a_start_drops_a_training_checkpoint_that_was_cut_short(tmp_path):
     (fold / "checkpoint_latest.pth").write_bytes(b"PK truncated")
     program(start, noting(start))
     jobs.write_job(start, replace(jobs.read_job(start), trains=fold))
-    assert job.do(start)["state"] == "done"
+    assert job.run_job(start)["state"] == "done"
     assert not (fold / "checkpoint_latest.pth").exists()
 
 
@@ -386,7 +386,7 @@ def test_job_files_stay_what_earlier_versions_wrote(tmp_path, text):
 
 def test_a_job_file_that_lacks_something_says_what(tmp_path):
     (tmp_path / jobs.JOB).write_text('{"commands": [], "fingerprint": "a"}')
-    assert job.do(tmp_path)["state"] == "failed"
+    assert job.run_job(tmp_path)["state"] == "failed"
     assert "job.json lacks makes; remove" in jobs.outcome(tmp_path).reason
 
 
@@ -443,7 +443,7 @@ def test_slurm_does_not_hand_in_what_still_waits(tmp_path, monkeypatch):
     def in_queue(number: str) -> bool:
         assert number == "17"
         if not (still := next(looks)):
-            job.do(folder)
+            job.run_job(folder)
         return still
 
     monkeypatch.setattr(slurm, "in_queue", in_queue)

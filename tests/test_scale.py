@@ -73,7 +73,7 @@ def counts(tmp_path_factory) -> dict[int, dict[str, Counter]]:
     sys.addaudithook(_hook)
     found: dict[int, dict[str, Counter]] = {}
     for scans in (FEW, MANY):
-        collection = scale.Made(tmp_path_factory.mktemp("made"), scans)
+        collection = scale.SyntheticCollection(tmp_path_factory.mktemp("made"), scans)
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv(PREPROCESSED, str(collection.top / "preprocessed"))
             patch.setenv(RESULTS, str(collection.top / "results"))

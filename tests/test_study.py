@@ -355,7 +355,7 @@ def test_end_to_end_killed_in_the_middle(nnunet_env, tmp_path, monkeypatch, caps
 
     def one_after_the_other(folders, print_fn):
         for folder in folders:
-            job.do(folder)
+            job.run_job(folder)
 
     def killed_after_the_first_training(command, *rest):
         in_this_process(command, *rest)

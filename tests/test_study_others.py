@@ -189,7 +189,7 @@ def program(folder: Path, cases: tuple[str, ...] = ("b", "c")) -> Path:
 def test_what_is_trained_by_hand_says_what_to_type_and_is_collected(tmp_path, dataset, monkeypatch):
     one, about = ready(tmp_path)
     assert (one.plans, one.trainer, one.epochs) == ("ptPlans__mae", "PretrainedTrainer", 0)
-    outcome = job.do(one.folder)
+    outcome = job.run_job(one.folder)
     assert outcome["state"] == "failed"
     line = "nnUNetv2_train_pretrained Dataset902_Phantoms 3d_fullres 5 -tr PretrainedTrainer"
     assert f"in the environment of its trainer, type: {line} -p ptPlans__mae" in outcome["reason"]
@@ -198,7 +198,7 @@ def test_what_is_trained_by_hand_says_what_to_type_and_is_collected(tmp_path, da
     shell.execute(words, tmp_path / "by_hand.txt")
     monkeypatch.setattr(job, "rows", lambda *_: [])
     (one.folder / jobs.OUTCOME).unlink()
-    assert job.do(one.folder)["state"] == "done"
+    assert job.run_job(one.folder)["state"] == "done"
 
 
 def results_of() -> Path:
@@ -212,7 +212,7 @@ def test_a_program_of_another_environment_trains_it(tmp_path, dataset, monkeypat
     with pytest.raises(StudyError, match=r"do not exist:\n  arm mae: .*their_train"):
         requirements.check_inputs(study(tmp_path, arms=[ARMS[0], MAE | {"train": "their_train"}]))
     assert about.elsewhere == str(program(tmp_path))
-    assert job.do(one.folder) == {"state": "done", "reason": None}
+    assert job.run_job(one.folder) == {"state": "done", "reason": None}
     assert "their_train" in (one.folder / jobs.LOG).read_text()
 
 
@@ -225,7 +225,7 @@ def test_what_was_trained_elsewhere_is_collected_once(tmp_path, dataset):
 
 def test_results_on_other_cases_are_refused(tmp_path, dataset):
     one, _ = ready(tmp_path, train=str(program(tmp_path, cases=("b", "x"))))
-    reason = job.do(one.folder)["reason"]
+    reason = job.run_job(one.folder)["reason"]
     assert "1 of 2 do not belong to it, 1 of its cases are missing" in reason
 
 

@@ -103,7 +103,7 @@ def sigterm() -> None:
 
 
 class Poisoned(micro.SyntheticCrops):
-    """Made crops of which some hold a value that is not finite."""
+    """SyntheticCollection crops of which some hold a value that is not finite."""
 
     def __init__(self, shape, bad: set[int], value: float = math.nan) -> None:
         super().__init__(shape)

@@ -53,7 +53,7 @@ BATCH = 8
 
 
 @dataclass(frozen=True)
-class Made:
+class SyntheticCollection:
     """A collection of `scans` below `top`, and where nnU-Net's folders are."""
 
     top: Path
@@ -77,7 +77,7 @@ class WithoutVoxels(Stored):
 # -- the collection --------------------------------------------------------------------------------
 
 
-def make_raw(collection: Made) -> None:
+def make_raw(collection: SyntheticCollection) -> None:
     """Files that are found as scans, and an answer of the survey for each."""
     (collection.folder / "survey").mkdir(parents=True)
     histogram = _histogram()
@@ -107,7 +107,7 @@ def _answer(path: Path, histogram: str) -> dict:
     return {"signature": signature, "line": asdict(line)}
 
 
-def make_notes(collection: Made, plan: Plan) -> None:
+def make_notes(collection: SyntheticCollection, plan: Plan) -> None:
     """Notes as of preprocessed scans, and files of no voxels: each the first of LINKS."""
     shape = resampled_shape(SHAPE, SPACING, plan.spacing)
     blocks = ceil_div(shape, [BLOCK] * len(shape))
@@ -143,7 +143,7 @@ def _case_note(case: Case, plan: Plan, shape: tuple[int, ...], body: str) -> dic
 # -- what is done with it --------------------------------------------------------------------------
 
 
-def stages(collection: Made) -> Iterator[tuple[str, Callable[[], object]]]:
+def stages(collection: SyntheticCollection) -> Iterator[tuple[str, Callable[[], object]]]:
     """Name and call of each piece of work, in order; what is made between them is no part of it."""
     work = ScaleWork(collection)
     yield "find the scans", work.find
@@ -171,30 +171,30 @@ class ScaleWork:
     run: Run
     crops: Crops
 
-    def __init__(self, collection: Made) -> None:
-        self.made = collection
+    def __init__(self, collection: SyntheticCollection) -> None:
+        self.collection = collection
         self.options = Options(
             "simmim", name=NAME, preset="tiny", crop=(32, 32), batch_size=BATCH, steps=2,
             workers=0, device="cpu", num_processes=0, cache="off",
         )  # fmt: skip
 
     def find(self) -> None:
-        self.found = find_scans([self.made.raw])
+        self.found = find_scans([self.collection.raw])
 
     def survey(self) -> None:
-        self.lines = survey(self.found, self.made.folder, 0)
+        self.lines = survey(self.found, self.collection.folder, 0)
         del self.found
 
     def decide(self) -> None:
-        self.plan = make_plan(NAME, self.lines, body_histograms(self.lines, self.made.folder))
-        self.plan.save(self.made.folder / "plan.json")
+        self.plan = make_plan(NAME, self.lines, body_histograms(self.lines, self.collection.folder))
+        self.plan.save(self.collection.folder / "plan.json")
         del self.lines
 
     def least_bytes(self) -> int:
-        return cache.least_bytes(Crops(self.made.folder, self.plan), self.plan)
+        return cache.least_bytes(Crops(self.collection.folder, self.plan), self.plan)
 
     def build(self, resume: bool) -> None:
-        chosen, folder = replace(self.options, resume=resume), self.made.folder
+        chosen, folder = replace(self.options, resume=resume), self.collection.folder
         results = results_folder(chosen, self.plan)
         earlier = before.of(results, resume, folder, self.plan, _silent)
         device = torch.device("cpu")
@@ -204,10 +204,10 @@ class ScaleWork:
         self.run.save({})
 
     def order(self) -> None:
-        crops = self.crops = Crops(self.made.folder, self.plan, (32, 32, 32))
-        crops.source = WithoutVoxels(self.made.folder)
-        drawn = set(map(crops._scan, _epoch(self.made.scans)))
-        assert len(drawn) == self.made.scans
+        crops = self.crops = Crops(self.collection.folder, self.plan, (32, 32, 32))
+        crops.source = WithoutVoxels(self.collection.folder)
+        drawn = set(map(crops._scan, _epoch(self.collection.scans)))
+        assert len(drawn) == self.collection.scans
 
     def places(self) -> None:
         for index in range(PLACES):
@@ -237,7 +237,7 @@ def parse_collection_options(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     args = parse_collection_options(argv)
     with tempfile.TemporaryDirectory(dir=args.folder) as top:
-        collection = Made(Path(top), args.scans)
+        collection = SyntheticCollection(Path(top), args.scans)
         os.environ |= {PREPROCESSED: f"{top}/preprocessed", RESULTS: f"{top}/results"}
         make_raw(collection)
         print(f"{args.scans} synthetic scans\n")

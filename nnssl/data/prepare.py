@@ -15,7 +15,7 @@ from nnssl.data.plan_comparison import Overrides, PlanComparison, other_kind, ot
 from nnssl.data.preprocess import forget_damaged, preprocess
 from nnssl.data.scans import Found, find_scans
 from nnssl.data.survey import nothing_usable, survey
-from nnssl.data.survey_lines import adopt, body_histograms
+from nnssl.data.survey_lines import body_histograms, is_same_scan
 from nnssl.data.survey_report import ScanReport
 from nnssl.files import sweep
 from nnssl.host_memory import uncollected
@@ -182,7 +182,7 @@ def _adopted(old: Plan, scans: Sequence[Found], request: _Request) -> dict[str, 
     return {
         case.source: now.path
         for case, now in moved_cases(old, scans, request.searched)
-        if adopt(Found(case.source, case.series), now, request.folder)
+        if is_same_scan(Found(case.source, case.series), now, request.folder)
     }
 
 

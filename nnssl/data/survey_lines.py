@@ -35,7 +35,7 @@ def keep_line(scan: Found, signature: list, folder: Path, line: ScanReport) -> N
     write_json(line_file(scan, folder), {"signature": signature, "line": asdict(line)})
 
 
-def adopt(before: Found, now: Found, folder: Path | str) -> bool:
+def is_same_scan(before: Found, now: Found, folder: Path | str) -> bool:
     """Whether `now` is the scan that was `before`; its line then serves for the new path, if
     nothing changed.
 

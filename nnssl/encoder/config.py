@@ -10,7 +10,7 @@ from nnssl.types import Shape
 
 PATCH = 2  # voxels per edge of a token
 # what only published weights want otherwise
-OWN = {"windows": "exact", "merging": "all", "axes": "zyx"}
+NATIVE = {"windows": "exact", "merging": "all", "axes": "zyx"}
 STEPS = 5  # of the patch embedding and the four merges, each of which shortens the grid
 
 

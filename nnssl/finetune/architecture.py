@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
-from nnssl.encoder.config import OWN, SwinConfig
+from nnssl.encoder.config import NATIVE, SwinConfig
 from nnssl.finetune.strides import steps_for
 from nnssl.hu import HUPolicy
 from nnssl.network.decoders import full_options
@@ -108,7 +108,7 @@ def encoder_for(plans: dict, resolved: dict, encoder: SwinConfig) -> SwinConfig:
     steps = _configuration_steps(plans, resolved, dims)
     # Weights of other dimensions cannot be loaded, so nothing is to be computed as they would want
     # it.
-    return replace(encoder, spatial_dims=dims, steps=steps, **({} if same_dims else OWN))
+    return replace(encoder, spatial_dims=dims, steps=steps, **({} if same_dims else NATIVE))
 
 
 def _configuration_steps(plans: dict, resolved: dict, dims: int) -> tuple[Shape, ...]:

@@ -151,8 +151,8 @@ def _unlike(rows: Tensor) -> Tensor:
 
 
 def _in_order(parts: Tensor) -> Tensor:
-    """What each process accumulated, [parts B views ...], as rows [parts * processes * B * views ...],
-    samples in order.
+    """What each process accumulated, [parts B views ...], as rows [parts * processes * B * views
+    ...], samples in order.
     """
     every = dist.all_gather(parts[None])  # [processes parts B views ...]
     return every.transpose(0, 1).flatten(0, 3)

@@ -24,7 +24,7 @@ class Signals:
     def __enter__(self) -> Signals:
         self.received = self.waits = False
         self.stack = ExitStack()
-        self.stack.enter_context(signals.handled(self._note))
+        self.stack.enter_context(signals.handled(self._record))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -58,7 +58,7 @@ class Signals:
             return False
         return float(dist.all_reduce_mean(torch.tensor(float(self.received), device=device))) > 0
 
-    def _note(self, *_: object) -> None:
+    def _record(self, *_: object) -> None:
         self.received = True
         if self.waits:
             self._stop_waiting()

@@ -27,7 +27,7 @@ class Released:
 
     name: str
     sha256: str  # of MODEL
-    made: str
+    summary: str
     good_for: str
     unknown: str
 
@@ -78,7 +78,7 @@ def about(sha256: str, is_ct: bool = True) -> list[str]:
     if (one := of_hash(sha256)) is None:
         return []
     lines = [
-        f"  shipped with nnssl-swin as {one.name}: {one.made}",
+        f"  shipped with nnssl-swin as {one.name}: {one.summary}",
         f"  good for: {one.good_for}; untested: {one.unknown}",
         f"  model card: {one.card}",
     ]

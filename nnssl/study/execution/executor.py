@@ -56,7 +56,7 @@ class _Local:
     def do_all(self, folders: Sequence[Path]) -> None:
         with ThreadPoolExecutor(self.count) as pool:
             try:
-                for future in [pool.submit(self._do, folder) for folder in folders]:
+                for future in [pool.submit(self._run_job, folder) for folder in folders]:
                     future.result()
             except BaseException:  # Ctrl-C, SIGTERM: what runs is ended, and continues another time
                 self.stopping = True
@@ -65,7 +65,7 @@ class _Local:
                     process.terminate()
                 raise
 
-    def _do(self, folder: Path) -> None:
+    def _run_job(self, folder: Path) -> None:
         slot = self.free.get()
         try:
             for attempt in range(1, ATTEMPTS + 1):
@@ -100,11 +100,11 @@ def is_over(folder: Path, attempt: int, otherwise: str, print_fn: PrintFn) -> bo
     if jobs.outcome(folder).state == NOT_DONE:
         jobs.write_outcome(folder, Outcome(FAILED, otherwise))
     outcome, last = jobs.outcome(folder), attempt == ATTEMPTS
-    print_fn(f"  {folder.name}: {_told(folder, outcome, last)}")
+    print_fn(f"  {folder.name}: {_outcome_line(folder, outcome, last)}")
     return outcome.state == DONE or last
 
 
-def _told(folder: Path, outcome: Outcome, last: bool) -> str:
+def _outcome_line(folder: Path, outcome: Outcome, last: bool) -> str:
     """What became of an attempt, in words."""
     if outcome.state == DONE:
         return "done"

@@ -29,7 +29,7 @@ BY_HAND = "nnUNetv2_train_pretrained"  # upstream's, for weights of its nnssl
 CHECKPOINTS = (FINAL, "checkpoint_latest.pth", "checkpoint_best.pth")
 
 
-def do(folder: Path | str) -> dict[str, str | None]:
+def run_job(folder: Path | str) -> dict[str, str | None]:
     """Do the job; its outcome, {"state": "done" | "failed", "reason"}, is written as well. Only
     exceptions that no command caused leave it.
     """
@@ -188,7 +188,7 @@ def _folder_lock(folder: Path) -> Iterator[int]:
 def main() -> int:
     # so that the command is ended too
     with signals.handled(lambda *_: sys.exit(143), [signal.SIGTERM]):
-        outcome = do(sys.argv[1])
+        outcome = run_job(sys.argv[1])
     return 0 if outcome["state"] == DONE else 1
 
 

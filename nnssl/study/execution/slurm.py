@@ -88,7 +88,7 @@ class _Job:
 
     def submit(self) -> None:
         jobs.forget_failure(self.folder)
-        self.number = self.maker.submit(job.do, self.folder).job_id
+        self.number = self.maker.submit(job.run_job, self.folder).job_id
         files.write_json(self.folder / NUMBER, {"job": self.number})
         self.print_fn(f"  {self.folder.name}: job {self.number}")
 

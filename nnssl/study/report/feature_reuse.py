@@ -106,7 +106,7 @@ LAYERS = Table(
 def similarity(encoder_pairs: list[Pair]) -> Table:
     """By stage: the mean over its blocks of the CKA with the same block."""
     stages = dict.fromkeys(stage_of(name) for pair in encoder_pairs for name in pair.values.index)
-    return SIMILARITY.wider(stages, (_by_stage(pair, stages) for pair in encoder_pairs))
+    return SIMILARITY.with_columns(stages, (_by_stage(pair, stages) for pair in encoder_pairs))
 
 
 def _by_stage(pair: Pair, stages: Iterable[str]) -> list[Cell]:

@@ -65,8 +65,8 @@ def tables(results: Results) -> list[Table]:
     there = measures(results)
     named = [MEASURES[measure] for measure in there]
     return [
-        SCORES.wider(named, _score_rows(results, there)),
-        BY_LABEL.wider(named, _label_rows(results, there)),
+        SCORES.with_columns(named, _score_rows(results, there)),
+        BY_LABEL.with_columns(named, _label_rows(results, there)),
     ]
 
 

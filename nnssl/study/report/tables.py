@@ -36,7 +36,7 @@ class Table:
     def of(self, rows: Iterable[list[Cell]]) -> Table:
         return replace(self, rows=list(rows))
 
-    def wider(self, columns: Iterable[str], rows: Iterable[list[Cell]]) -> Table:
+    def with_columns(self, columns: Iterable[str], rows: Iterable[list[Cell]]) -> Table:
         """With more columns on the right."""
         return replace(self.of(rows), columns=[*self.columns, *columns])
 
