@@ -33,7 +33,7 @@ def within_a_study(monkeypatch, act: Act) -> None:
 
 def within_a_job(monkeypatch, act: Act) -> None:
     monkeypatch.setattr(sys, "argv", ["job", "folder"])
-    monkeypatch.setattr(job, "do", lambda _: act() or {"state": "done"})
+    monkeypatch.setattr(job, "run_job", lambda _: act() or {"state": "done"})
     assert job.main() == 0
 
 
