@@ -42,7 +42,7 @@ class Recipe:
         "no mirroring in augmentation and prediction, for labels that distinguish left from right",
     )
     lr: float = option(5e-4, "AdamW's learning rate of the decoder", check=above(0))
-    head_lr: float = option(  # experiments.md: what it changes
+    head_lr: float = option(  # studies/experiments.md: what it changes
         30.0,
         "learning rate of the segmentation heads, relative to the decoder's; default: %(default)s",
         check=above(0),
