@@ -13,7 +13,7 @@ from nnssl import address, checkpoint, cli, files
 from nnssl.address import resolve, web
 from nnssl.finetune import checkpoint_choice
 from nnssl.study.design import values
-from nnssl.train import start
+from nnssl.train import initial_encoder
 
 REPO = "somebody/encoders"
 
@@ -208,7 +208,7 @@ def test_inspect_takes_an_address(weights, monkeypatch, capsys):
 
 
 def test_a_pretraining_starts_from_an_address(weights):
-    encoder, header = start.encoder("smit", weights[0], 3, 0.0, checkpointing=False)
+    encoder, header = initial_encoder.encoder("smit", weights[0], 3, 0.0, checkpointing=False)
     assert encoder.config == checkpoint.load(weights[1]).encoder_config
     assert header["start"]["checkpoint"] == weights[0]
 

@@ -187,7 +187,7 @@ def import_without(blocked: set[str], modules: list[str]) -> subprocess.Complete
 
 
 def test_pretraining_needs_neither_simpleitk_nor_nnunet_nor_what_is_optional():
-    done = import_without({"SimpleITK", "nnunetv2"}, [*PRETRAINING, "nnssl.train.start"])
+    done = import_without({"SimpleITK", "nnunetv2"}, [*PRETRAINING, "nnssl.train.initial_encoder"])
     assert done.returncode == 0, done.stderr
     assert "torch" in done.stdout.split()
     assert (APART_FROM_IT | OPTIONAL) & set(done.stdout.split()) == set()

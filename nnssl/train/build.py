@@ -17,7 +17,16 @@ from nnssl.data import parcel_maps
 from nnssl.data.crops import Crops
 from nnssl.data.plan import Plan
 from nnssl.methods import METHODS, Method
-from nnssl.train import batches, boards, cache, configure, graph, parcels_choice, peak, start
+from nnssl.train import (
+    batches,
+    boards,
+    cache,
+    configure,
+    graph,
+    initial_encoder,
+    parcels_choice,
+    peak,
+)
 from nnssl.train.before import Before
 from nnssl.train.places import dimensions, raw_dataset, results_folder
 from nnssl.train.precision import half_precision
@@ -140,7 +149,7 @@ class _Builder:
             self.kind, options.settings, sizes, self.earlier.method_config, self.decided
         )
         torch.manual_seed(batches.mixed_seed(options.seed, "weights"))
-        encoder, started = start.encoder(
+        encoder, started = initial_encoder.encoder(
             options.preset, options.start, self.dims, config.drop_path, options.checkpointing
         )
         method = self.kind(encoder, config).to(self.device)

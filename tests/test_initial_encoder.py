@@ -11,12 +11,12 @@ from synthetic_checkpoints import pretrained
 
 from nnssl import checkpoint
 from nnssl.encoder.swin import Swin
-from nnssl.train import start
+from nnssl.train import initial_encoder
 
 
 def test_the_encoder_is_that_of_the_checkpoint(tmp_path):
     path = pretrained(tmp_path, seed=3)
-    encoder, header = start.encoder("smit", path, 3, 0.2, checkpointing=False)
+    encoder, header = initial_encoder.encoder("smit", path, 3, 0.2, checkpointing=False)
     assert encoder.config == replace(ENCODER, drop_path=0.2)
     saved = checkpoint.load(path)
     for name, tensor in encoder.state_dict().items():
@@ -29,7 +29,9 @@ def test_weights_without_a_mask_token_do(tmp_path):
     content = torch.load(pretrained(tmp_path), weights_only=True)
     del content["network_weights"]["encoder.mask_token"]
     checkpoint.write(tmp_path / "foreign.pth", content)
-    encoder, _ = start.encoder("smit", tmp_path / "foreign.pth", 3, 0.0, checkpointing=False)
+    encoder, _ = initial_encoder.encoder(
+        "smit", tmp_path / "foreign.pth", 3, 0.0, checkpointing=False
+    )
     assert "mask_token" in dict(encoder.named_parameters())
 
 
@@ -37,10 +39,10 @@ def test_other_dimensions_are_refused(tmp_path):
     with pytest.raises(
         ValueError, match=r"for 3D images of 1 channel.*this pretraining is 2D.*--dims 3"
     ):
-        start.encoder("smit", pretrained(tmp_path), 2, 0.0, checkpointing=False)
+        initial_encoder.encoder("smit", pretrained(tmp_path), 2, 0.0, checkpointing=False)
 
 
 def test_without_one_it_is_the_preset():
-    encoder, header = start.encoder("tiny", None, 2, 0.1, checkpointing=False)
+    encoder, header = initial_encoder.encoder("tiny", None, 2, 0.1, checkpointing=False)
     assert isinstance(encoder, Swin)
     assert (encoder.config.spatial_dims, encoder.config.drop_path, header) == (2, 0.1, {})
