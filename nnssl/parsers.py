@@ -97,7 +97,7 @@ def inspect_parser() -> argparse.ArgumentParser:
         action="store_true",
         help=(
             "print JSON: the whole header, the file's hash, and the run's manifest if it lies "
-            "beside the file"
+            "next to the file"
         ),
     )
     parser.add_argument(

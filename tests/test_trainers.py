@@ -18,18 +18,12 @@ from synthetic_checkpoints import pretrained
 from synthetic_trainers import batch, synthetic_plans, synthetic_trainer, train_epoch
 
 from nnssl import checkpoint, finetune
+from nnssl.doctor.discovery import TRAINERS
 from nnssl.finetune import checkpoint_choice
 from nnssl.network.decoders import DECODERS
 from nnssl.recipe import Recipe
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-TRAINERS = (
-    "SwinSSLTrainer",
-    "SwinScratchTrainer",
-    "SwinFrozenTrainer",
-    "SwinGradualTrainer",
-    "SwinLoRATrainer",
-)
 WORLD = 2
 
 
@@ -342,8 +336,11 @@ def test_a_parameter_without_gradient_would_be_noticed(found):
 
 def test_a_training_has_its_products_from_onednn(ready, monkeypatch):
     found = []
+
+    def record(*_):
+        found.append(torch.get_float32_matmul_precision())
+
     for name in ("run_training", "perform_actual_validation"):
-        record = lambda *_: found.append(torch.get_float32_matmul_precision())  # noqa: E731
         monkeypatch.setattr(nnUNetTrainer, name, record)
     trainer = ready("SwinSSLTrainer")
     trainer.run_training()

@@ -232,8 +232,8 @@ def parse_device_options(argv: list[str] | None) -> argparse.Namespace:
 
 def sizes_of(args: argparse.Namespace) -> BenchSizes:
     crop = tuple(args.crop)
-    sizes = BenchSizes(args.preset, preset(args.preset), crop, crop, args.batch_size)
-    sizes = TINY if args.quick else sizes
+    full = BenchSizes(args.preset, preset(args.preset), crop, crop, args.batch_size)
+    sizes = TINY if args.quick else full
     return replace(sizes, settings=(*sizes.settings, *args.set), graph=args.graph)
 
 

@@ -58,9 +58,9 @@ class GPUReport:
 
 def _machine_line(machine: dict) -> str:
     crop = "x".join(map(str, machine["crop"]))
-    options = [*machine.get("settings", ()), *["as CUDA graphs"] * machine.get("graph", False)]
     words = [machine["device"], f"torch {machine['torch']}", f"preset {machine['preset']}", crop]
-    return ", ".join([*words, *options])
+    words += machine["settings"]
+    return ", ".join([*words, "as CUDA graphs"] if machine["graph"] else words)
 
 
 def _timing_cells(row: dict) -> list[str]:

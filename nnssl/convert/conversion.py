@@ -255,7 +255,7 @@ def _named_hu(hu: tuple[float, ...], source: Source) -> HUPolicy:
         return HUPolicy(*hu)
     if len(hu) == 2:
         return source.policy(hu)
-    raise ForeignError(f"--hu takes LOW HIGH (mapped to 0 and 1), or LOW HIGH MEAN SD; got {hu}")
+    raise ForeignError(f"--hu takes LOW HIGH (mapped to 0 and 1), or LOW HIGH MEAN STD; got {hu}")
 
 
 def _converted_header(request: ConvertRequest, done: Converted) -> dict:

@@ -39,7 +39,7 @@ class ConvertRequest:
     )
     hu: tuple[float, ...] | None = option(
         None,
-        "LOW HIGH: the HU mapped to 0 and 1; or LOW HIGH MEAN SD; default: by the source",
+        "LOW HIGH: the HU mapped to 0 and 1; or LOW HIGH MEAN STD; default: by the source",
         metavar="N",
     )
     no_hu: bool = option(False, "keep nnU-Net's normalisation of the images")

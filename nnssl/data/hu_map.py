@@ -1,4 +1,4 @@
-"""The map from HU to network input, which gives each tissue its share of the range."""
+"""The map from HU to network input, which gives each tissue its part of the range."""
 
 from __future__ import annotations
 

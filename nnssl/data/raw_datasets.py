@@ -212,7 +212,7 @@ def _harmless(image: Path) -> bool:
 
 
 def series_of(image: Path, reader: str) -> str:
-    """The reader to record for an image beside its path: empty where our own reading gives the
+    """The reader to record for an image with its path: empty where our own reading gives the
     same.
 
     A scan that is found in a dataset and in a folder is one scan then.
