@@ -61,6 +61,7 @@ def test_nothing_is_wrong_and_it_says_what_a_training_would_start_from(sound, mo
         "SwinLoRATrainer in" in said
     )
     assert ", by the " in said
+    assert said.count(f"{trainer_path.trainers_folder()},") == 1  # not once per trainer
     for path in (sound["named"], sound["only"]):
         assert (
             f"{path} (smit, 3D, 1 channel(s), embed_dim 6, sha256 {files.sha256(path)[:12]})"

@@ -55,7 +55,7 @@ def _not_found(name: str, value: str, error: BaseException) -> Finding:
 
 def _found(classes: list[type]) -> Finding:
     """Where the trainers are, and whether nnU-Net's own commands find them as well."""
-    says = f"-tr {', '.join(TRAINERS)} in {', '.join(sorted(map(_folder_of, classes)))}"
+    says = f"-tr {', '.join(TRAINERS)} in {', '.join(sorted(set(map(_folder_of, classes))))}"
     before = trainer_path.BEFORE or ""
     if trainer_path.trainers_folder() in before.split(os.pathsep):
         return ok(f"{says}, by {ways.way()}")
