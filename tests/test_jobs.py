@@ -65,12 +65,15 @@ def test_a_failure_is_tried_once_more_and_the_others_go_on(tmp_path):
     assert (count_starts(good), count_starts(bad)) == (1, 4)
 
 
-def test_places_are_the_jobs_environment(tmp_path):
+def test_places_are_the_jobs_environment(tmp_path, capsys):
     folder = program(
         tmp_path / "one", f"import os; open(r'{tmp_path}/one/made', 'w').write(os.environ['GPU'])"
     )
     executor.local([{"GPU": "3"}])([folder], print)
     assert (folder / "made").read_text() == "3"
+    printed = capsys.readouterr()
+    assert "\n  one: done\n" in f"\n{printed.out}"
+    assert "1/1" in printed.err  # the bar
     assert executor.device_slots("cpu", None) == [{}]
     assert executor.device_slots("cpu", 2) == [{}, {}]
 

@@ -14,8 +14,10 @@ import queue
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
+
+from tqdm import tqdm
 
 from nnssl.study.design.description import Study
 from nnssl.study.execution import jobs
@@ -46,7 +48,7 @@ class _Local:
     """The free slots and the processes of one call."""
 
     def __init__(self, slots: Sequence[Slot], print_fn: PrintFn) -> None:
-        self.print_fn, self.count = print_fn, len(slots)
+        self.print_fn, self.count = _above_bars(print_fn), len(slots)
         self.free: queue.Queue[Slot] = queue.Queue()
         for slot in slots:
             self.free.put(slot)
@@ -54,10 +56,11 @@ class _Local:
         self.stopping = False
 
     def do_all(self, folders: Sequence[Path]) -> None:
-        with ThreadPoolExecutor(self.count) as pool:
+        with ThreadPoolExecutor(self.count) as pool, _job_bar(len(folders)) as bar:
             try:
-                for future in [pool.submit(self._run_job, folder) for folder in folders]:
+                for future in as_completed(pool.submit(self._run_job, f) for f in folders):
                     future.result()
+                    bar.update()
             except BaseException:  # Ctrl-C, SIGTERM: what runs is ended, and continues another time
                 self.stopping = True
                 pool.shutdown(wait=False, cancel_futures=True)
@@ -91,6 +94,21 @@ class _Local:
         if self.stopping:  # before this one could be seen
             process.terminate()
         return process
+
+
+def _job_bar(jobs: int) -> tqdm:
+    """With the time left; none for no jobs."""
+    return tqdm(total=jobs, unit="job", smoothing=0, dynamic_ncols=True, disable=not jobs)
+
+
+def _above_bars(print_fn: PrintFn) -> PrintFn:
+    """A line does not begin in the middle of a bar."""
+
+    def show(text: str) -> None:
+        with tqdm.external_write_mode():
+            print_fn(text)
+
+    return show
 
 
 def is_over(folder: Path, attempt: int, otherwise: str, print_fn: PrintFn) -> bool:

@@ -47,7 +47,7 @@ def prepare_runs(study: Study, executor: Executor, print_fn: PrintFn) -> list[St
     datasets.preprocess(study, here)
     pretraining.pretrain_missing(study, executor, print_fn)
     outstanding = [run for run in fine_tuning.write_jobs(pairs, here) if not run.is_done]
-    print_fn(f"{len(outstanding)} of {sum(len(pair.runs) for pair in pairs)} runs")
+    print_fn(f"{len(outstanding)} of {sum(len(pair.runs) for pair in pairs)} runs to do")
     return outstanding
 
 
