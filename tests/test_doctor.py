@@ -290,6 +290,16 @@ def test_what_a_few_shot_user_meets_first_is_a_note_with_the_line_to_type(
     assert f"> nnUNetv2_train {DATASET} 3d_fullres all -tr SwinSSLTrainer -p " in said
 
 
+def test_no_process_for_augmentation_is_noted_since_nnunets_planner_fails(
+    sound, monkeypatch, capsys
+):
+    monkeypatch.setenv("nnUNet_n_proc_DA", "0")
+    code, said = diagnosis(monkeypatch, capsys)
+    assert code == 0
+    assert "nnU-Net 0 processes for augmentation: its planning fails with 0" in said
+    assert "> export nnUNet_n_proc_DA=1" in said
+
+
 def test_without_a_checkpoint_of_ones_own_there_are_the_released_ones(sound, monkeypatch, capsys):
     sound["plans"].unlink()
     sound["only"].unlink()

@@ -54,6 +54,8 @@ def _processors() -> Finding:
     )
     if augmenting > usable:
         return note(f"{says}: more than are usable", f"export nnUNet_n_proc_DA={usable}")
+    if augmenting < 1:  # its planner makes this number PyTorch's threads
+        return note(f"{says}: its planning fails with {augmenting}", "export nnUNet_n_proc_DA=1")
     return ok(says)
 
 
