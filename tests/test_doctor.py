@@ -300,6 +300,16 @@ def test_no_process_for_augmentation_is_noted_since_nnunets_planner_fails(
     assert "> export nnUNet_n_proc_DA=1" in said
 
 
+def test_more_writing_processes_than_processors_are_noted(sound, monkeypatch, capsys):
+    monkeypatch.setattr("nnssl.limits.cores", lambda: 2)
+    monkeypatch.setattr("nnunetv2.configuration.default_num_processes", 8)
+    monkeypatch.setenv("nnUNet_n_proc_DA", "1")
+    code, said = diagnosis(monkeypatch, capsys)
+    assert code == 0
+    assert "note  nnU-Net starts 8 processes to write predictions, 2 are usable" in said
+    assert "> export nnUNet_def_n_proc=2" in said
+
+
 def test_without_a_checkpoint_of_ones_own_there_are_the_released_ones(sound, monkeypatch, capsys):
     sound["plans"].unlink()
     sound["only"].unlink()

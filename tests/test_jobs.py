@@ -65,7 +65,7 @@ def test_a_failure_is_tried_once_more_and_the_others_go_on(tmp_path):
     assert (count_starts(good), count_starts(bad)) == (1, 4)
 
 
-def test_places_are_the_jobs_environment(tmp_path, capsys):
+def test_places_are_the_jobs_environment(tmp_path, capsys, monkeypatch):
     folder = program(
         tmp_path / "one", f"import os; open(r'{tmp_path}/one/made', 'w').write(os.environ['GPU'])"
     )
@@ -74,6 +74,14 @@ def test_places_are_the_jobs_environment(tmp_path, capsys):
     printed = capsys.readouterr()
     assert "\n  one: done\n" in f"\n{printed.out}"
     assert "1/1" in printed.err  # the bar
+    writers = program(
+        tmp_path / "two",
+        f"import os; open(r'{tmp_path}/two/made', 'w').write(os.environ['nnUNet_def_n_proc'])",
+    )
+    monkeypatch.delenv("nnUNet_def_n_proc", raising=False)
+    monkeypatch.setattr("nnssl.limits.cores", lambda: 6)
+    executor.local([{}, {}])([writers], print)  # six cores for two jobs
+    assert (writers / "made").read_text() == "3"
     assert executor.device_slots("cpu", None) == [{}]
     assert executor.device_slots("cpu", 2) == [{}, {}]
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
+from nnssl import limits
 from nnssl.doctor.finding import Finding, note, ok, wrong
 
 SHARED = Path("/dev/shm")
@@ -14,7 +16,7 @@ LEAST_SHARED = GIB // 2  # a container's 64 MiB end a training with "bus error" 
 
 
 def machine() -> list[Finding]:
-    return [*_devices(), _processors(), *_shared_memory()]
+    return [*_devices(), *_processors(), *_shared_memory()]
 
 
 def _devices() -> list[Finding]:
@@ -41,28 +43,33 @@ def _gpu(number: int) -> Finding:
     return ok(f"GPU {number}: {gpu.name}, {gpu.total_memory / GIB:.0f} GiB")
 
 
-def _processors() -> Finding:
+def _processors() -> list[Finding]:
     """nnU-Net counts the machine's processors, not those that this process may use."""
     import torch
+    from nnunetv2.configuration import default_num_processes
     from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 
-    usable, there = _usable_processors()
-    augmenting = get_allowed_n_proc_DA()
+    usable, augmenting = limits.cores(), get_allowed_n_proc_DA()
     says = (
-        f"{usable} of {there} processors usable, PyTorch uses {torch.get_num_threads()} threads, "
-        f"nnU-Net {augmenting} processes for augmentation"
+        f"{usable} of {os.cpu_count() or 1} processors usable, PyTorch uses "
+        f"{torch.get_num_threads()} threads, nnU-Net {augmenting} processes for augmentation"
     )
-    if augmenting > usable:
+    return [_augmenting(says, augmenting, usable), *_writing(default_num_processes, usable)]
+
+
+def _augmenting(says: str, processes: int, usable: int) -> Finding:
+    if processes > usable:
         return note(f"{says}: more than are usable", f"export nnUNet_n_proc_DA={usable}")
-    if augmenting < 1:  # its planner makes this number PyTorch's threads
-        return note(f"{says}: its planning fails with {augmenting}", "export nnUNet_n_proc_DA=1")
+    if processes < 1:  # its planner makes this number PyTorch's threads
+        return note(f"{says}: its planning fails with {processes}", "export nnUNet_n_proc_DA=1")
     return ok(says)
 
 
-def _usable_processors() -> tuple[int, int]:
-    """Those that this process may use, and the machine's."""
-    there = os.cpu_count() or 1
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else there, there
+def _writing(processes: int, usable: int) -> Iterator[Finding]:
+    """Each process imports PyTorch, for every validation and prediction again."""
+    if processes > usable:
+        says = f"nnU-Net starts {processes} processes to write predictions, {usable} are usable"
+        yield note(f"{says}: each takes seconds to start", f"export nnUNet_def_n_proc={usable}")
 
 
 def _shared_memory() -> list[Finding]:

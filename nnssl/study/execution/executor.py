@@ -19,12 +19,14 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from nnssl import limits
 from nnssl.study.design.description import Study
 from nnssl.study.execution import jobs
 from nnssl.study.execution.jobs import DONE, FAILED, NOT_DONE, Outcome, StudyError
 from nnssl.types import PrintFn
 
 ATTEMPTS = 2
+PROCESSES = "nnUNet_def_n_proc"  # nnU-Net's: how many write the predictions of a validation
 
 Executor = Callable[[Sequence[Path], PrintFn], None]
 Slot = Mapping[str, str]  # environment variables, such as CUDA_VISIBLE_DEVICES
@@ -53,6 +55,9 @@ class _Local:
         for slot in slots:
             self.free.put(slot)
         self.processes: set[subprocess.Popen] = set()
+        # nnU-Net starts eight for a validation, and each of them imports PyTorch
+        writers = min(8, limits.cores() // self.count)
+        self._unless_set = {PROCESSES: str(max(1, writers))}
         self.stopping = False
 
     def do_all(self, folders: Sequence[Path]) -> None:
@@ -89,7 +94,7 @@ class _Local:
 
     def _start(self, folder: Path, slot: Slot) -> subprocess.Popen:
         command = [sys.executable, "-m", "nnssl.study.execution.job", str(folder)]
-        process = subprocess.Popen(command, env={**os.environ, **slot})
+        process = subprocess.Popen(command, env={**self._unless_set, **os.environ, **slot})
         self.processes.add(process)
         if self.stopping:  # before this one could be seen
             process.terminate()
