@@ -14,7 +14,9 @@ import numpy as np
 import pytest
 import synthetic_foreign as foreign
 import torch
+from micro import ENCODER
 from safetensors.torch import save_file
+from synthetic_checkpoints import pretrained
 from synthetic_plans import DATASET, nnunet_plans
 
 from nnssl import checkpoint, cli, files, finetune
@@ -448,3 +450,43 @@ def test_files_are_neither_overwritten_nor_converted_twice(call, swinvit, tmp_pa
     ours = path.rename(tmp_path / "ours.pth")
     assert "is a checkpoint of this package already" in call(ours)[2]
     assert "no file at" in call(tmp_path / "none.pt")[2]
+
+
+# --- a 2D checkpoint of ours in 3D
+# -----------------------------------------------------------------------------------------------
+
+
+def encoder_in(path: Path) -> Swin:
+    loaded = checkpoint.load(path)
+    encoder = Swin(loaded.encoder_config)
+    checkpoint.transfer(loaded, encoder)
+    return encoder.double().eval()
+
+
+def test_a_2d_checkpoint_of_ours_sees_in_each_slice_in_3d_what_it_saw_in_2d(call, tmp_path):
+    flat = pretrained(tmp_path, replace(ENCODER, spatial_dims=2))
+    code, said, _, deep = call(flat, "--dims", "3")
+    assert code == 0, said
+    image = torch.rand(2, 1, 64, 96, dtype=torch.float64)
+    volume = image[:, :, None].expand(-1, -1, 32, -1, -1)
+    with torch.no_grad():
+        pairs = zip(encoder_in(flat)(image), encoder_in(deep)(volume), strict=True)
+        for slices, maps in pairs:
+            expected = slices[:, :, None].expand_as(maps)
+            # the weights are stored in single precision
+            torch.testing.assert_close(maps, expected, rtol=1e-5, atol=1e-5)
+    header = checkpoint.load(deep).header
+    assert header["start"]["sha256"] == files.sha256(flat)
+    assert (header["crop"], header["plan"]["spacing"]) == ([32, 32, 32], [3.0, 2.0, 2.0])
+
+
+def test_strides_by_axis_and_what_is_3d_already_are_not_inflated(call, tmp_path):
+    steps = ((2, 2), (2, 1), (2, 2), (2, 2), (2, 2))
+    flat = pretrained(tmp_path, replace(ENCODER, spatial_dims=2, steps=steps))
+    code, _, err, path = call(flat, "--dims", "3")
+    assert (code, path.exists()) == (1, False)
+    assert "strides by axis" in err
+    assert "leave out --dims" in err
+    code, _, err, path = call(pretrained(tmp_path), "--dims", "3")
+    assert (code, path.exists()) == (1, False)
+    assert "already records this: leave out --dims" in err

@@ -58,7 +58,10 @@ class ConvertRequest:
         choices=("legacy", "all"),
     )
     dims: int | None = option(
-        None, "3: inflate 2D weights to a 3D encoder; default: as in the file", choices=(2, 3)
+        None,
+        "3: inflate 2D weights to a 3D encoder, also those of a checkpoint of nnssl_pretrain; "
+        "default: as in the file",
+        choices=(2, 3),
     )
     rgb: bool = option(False, "keep red, green and blue, for data of three channels")
     hub: bool = option(
