@@ -7,12 +7,14 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from PIL import Image
 
 from nnssl import checkpoint
 from nnssl.encoder.presets import preset
 from nnssl.encoder.swin import Swin
+from nnssl.study.report.write import write
 
 STUDIES = Path(__file__).resolve().parents[1] / "documentation" / "studies"
 
@@ -38,3 +40,14 @@ def test_an_encoder_learns_classes_and_becomes_a_checkpoint(tmp_path):
     assert not torch.equal(encoder.patch_embed.proj.weight, before)
     assert loaded.header["plan"]["cases"] == 80
     assert loaded.header["metrics"]["accuracy"] > 0.8
+
+
+def test_the_page_says_what_the_results_say(tmp_path):
+    """The differences to the random start, in points with their intervals."""
+    write(STUDIES / "natural_results.jsonl", tmp_path)
+    rows = pd.read_csv(tmp_path / "tables" / "comparisons.csv").query("measure == 'Dice'")
+    page = (STUDIES / "natural.md").read_text(encoding="utf-8")
+    points = rows[["difference", "difference low", "difference high"]] * 100
+    assert len(points) == 8
+    for difference, low, high in points.itertuples(index=False):
+        assert f"{difference:.1f} [{low:.1f}, {high:.1f}]" in page
