@@ -40,5 +40,5 @@ def in_3d(content: dict, file: Path) -> dict:
     encoder.load_state_dict(adapt.inflated(flat))
     kept = {name: said for name, said in header.items() if name not in ("decoder", "probe")}
     crop = [min(header["crop"]), *header["crop"]]
-    start = {"checkpoint": str(file), "sha256": files.sha256(file), "method": header["method"]}
+    start = {"checkpoint": file.name, "sha256": files.sha256(file), "method": header["method"]}
     return checkpoint.pack(encoder, {**kept, "crop": crop, "start": start}, content["citations"])
