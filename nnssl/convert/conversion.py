@@ -20,7 +20,8 @@ from torch import Tensor
 
 import nnssl
 from nnssl import address, checkpoint, files
-from nnssl.convert import adapt, adaptation, inflation, layouts, sources
+from nnssl.convert import adapt, adaptation, layouts, sources
+from nnssl.convert.inflation import in_3d, is_flat
 from nnssl.convert.layouts import LayoutMatch
 from nnssl.convert.opening import ForeignError, encoder_in, is_ours, opened, tensors_in
 from nnssl.convert.request import ConvertRequest
@@ -98,27 +99,31 @@ def _converted_content(request: ConvertRequest) -> dict:
 
 def _native_content(request: ConvertRequest) -> dict:
     """The content of a checkpoint of ours, without training state."""
+    if request.dims == 3 and is_flat(loaded := checkpoint.load(request.file)):
+        _require_undescribed(replace(request, dims=None))
+        return in_3d(loaded)
+    _require_undescribed(request)
+    _require_another_form(request)
     content = checkpoint.read(request.file)
-    is_inflated = request.dims == 3 and inflation.is_flat(content)
-    _require_another_form(request, is_inflated)
-    if is_inflated:
-        return inflation.in_3d(content, Path(request.file))
     return {key: value for key, value in content.items() if key in checkpoint.KEYS}
 
 
-def _require_another_form(request: ConvertRequest, is_inflated: bool) -> None:
-    """Raises ForeignError where a checkpoint of ours would be written as it is, or described."""
-    if given := [name for name in request.about_others if not (is_inflated and name == "dims")]:
+def _require_undescribed(request: ConvertRequest) -> None:
+    """Raises ForeignError where a checkpoint of ours would be described."""
+    if given := request.about_others:
         raise ForeignError(
             f"{request.file} is a checkpoint of this package, which already records this: leave "
             f"out --{' --'.join(name.replace('_', '-') for name in given)}"
         )
-    if is_inflated or request.hub or request.output.suffix != Path(request.file).suffix:
-        return
-    raise ForeignError(
-        f"{request.file} is a checkpoint of this package already; use it: nnssl_plan -d "
-        f"DATASET -c {request.file}, or write it as a folder for Hugging Face: --hub -o FOLDER"
-    )
+
+
+def _require_another_form(request: ConvertRequest) -> None:
+    """Raises ForeignError where a checkpoint of ours would be written as it is."""
+    if not request.hub and request.output.suffix == Path(request.file).suffix:
+        raise ForeignError(
+            f"{request.file} is a checkpoint of this package already; use it: nnssl_plan -d "
+            f"DATASET -c {request.file}, or write it as a folder for Hugging Face: --hub -o FOLDER"
+        )
 
 
 def encoder_from(tensors: dict[str, Tensor], request: ConvertRequest) -> Converted:
