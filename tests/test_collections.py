@@ -15,6 +15,7 @@ from nnssl.data.moved import moved_sources
 from nnssl.data.plan import Plan
 from nnssl.data.prepare import prepare
 from nnssl.data.scans import Found
+from nnssl.data.unchanged import UNCHANGED
 from nnssl.train import places, pretrain
 from nnssl.train.log import Log
 from nnssl.train.pretrain import Options
@@ -171,6 +172,7 @@ def test_notes_of_another_form_are_made_again(tmp_path, content):
     before = [files.read_json(note) for note in notes]
     for note in notes:
         note.write_text(content)
+    (tmp_path / "out" / UNCHANGED).unlink()  # with it no answer of the survey is read
     assert prepared(tmp_path, raw)[0] == plan
     assert [files.read_json(note) for note in notes] == before
     (tmp_path / "out" / "plan.json").write_text(content)

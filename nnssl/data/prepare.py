@@ -17,6 +17,7 @@ from nnssl.data.scans import Found, find_scans
 from nnssl.data.survey import nothing_usable, survey
 from nnssl.data.survey_lines import body_histograms, is_same_scan
 from nnssl.data.survey_report import ScanReport
+from nnssl.data.unchanged import Unchanged, digest_of
 from nnssl.files import sweep
 from nnssl.host_memory import uncollected
 from nnssl.types import PrintFn, Shape, Spacing
@@ -162,14 +163,45 @@ def _plan_from_survey(request: _Request) -> tuple[Plan, dict[str, str]]:
         _check_options(old, request, () if request.update else pattern)
         pattern = pattern or old.pattern
     scans = find_scans(request.sources, request.datasets, request.channels, pattern)
+    unchanged = Unchanged(request.folder, digest_of(scans), request.searched)
+    if old is not None and not request.update and (said := unchanged.said()) is not None:
+        for text in said:
+            request.print_fn(text)
+        return old, {}
+    return _compared_plan(old, scans, pattern, request, unchanged)
+
+
+def _compared_plan(
+    old: Plan | None,
+    scans: Sequence[Found],
+    pattern: tuple[str, ...],
+    request: _Request,
+    unchanged: Unchanged,
+) -> tuple[Plan, dict[str, str]]:
+    """As `_plan_from_survey`, of these `scans`."""
+    said: list[str] = []
+    request = replace(request, print_fn=_also(said, request.print_fn))
     moved = {} if old is None else _adopted(old, scans, request)
-    kept = _usable(scans, request, is_new=old is None)
+    lines = _surveyed(scans, request, is_new=old is None)
+    kept = [line for line in lines if line.kept]
     plan = _new_plan(kept, request) if old is None else _kept_plan(old, kept, moved, request)
     if pattern != plan.pattern:
         plan = replace(plan, pattern=pattern)
     if plan != old:
         plan.save(request.plan_file)
+    if not (moved or request.update):
+        unchanged.keep(lines, said)
     return plan, moved
+
+
+def _also(said: list[str], print_fn: PrintFn) -> PrintFn:
+    """Print, and keep what was printed in `said`."""
+
+    def say(text: str) -> None:
+        said.append(text)
+        print_fn(text)
+
+    return say
 
 
 def _new_plan(kept: Sequence[ScanReport], request: _Request) -> Plan:
@@ -186,15 +218,15 @@ def _adopted(old: Plan, scans: Sequence[Found], request: _Request) -> dict[str, 
     }
 
 
-def _usable(scans: Sequence[Found], request: _Request, is_new: bool) -> list[ScanReport]:
-    """The survey's lines of the scans that are kept. Raises ValueError if none is."""
+def _surveyed(scans: Sequence[Found], request: _Request, is_new: bool) -> list[ScanReport]:
+    """The survey's lines. Raises ValueError if no scan is kept."""
     lines = survey(scans, request.folder, *request.workers, request.in_hu, histograms=is_new)
-    kept = [line for line in lines if line.kept]
-    if not kept:
+    if not any(line.kept for line in lines):
         raise nothing_usable(lines, request.searched)
-    if mixed := orientation.describe_mixture(line.orientation for line in kept):
+    kept = (line.orientation for line in lines if line.kept)
+    if mixed := orientation.describe_mixture(kept):
         request.print_fn(mixed)
-    return kept
+    return lines
 
 
 @uncollected()

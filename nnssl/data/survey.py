@@ -77,7 +77,7 @@ def survey(
     lost = inspected.keys() - known.keys()
     failed |= dict.fromkeys(lost, "its survey entry cannot be read back")
     lines = _all_lines(known, failed)
-    if not (index.says(known, failed) and _is_reported(folder)):
+    if not (index.says(known, failed) and is_reported(folder)):
         write_report(lines, folder, in_hu)
         index.keep(known, signatures, failed)
     return lines
@@ -94,7 +94,7 @@ def _but(signatures: dict[Found, list], known: Mapping[Found, ScanReport]) -> di
     return {scan: signature for scan, signature in signatures.items() if scan not in known}
 
 
-def _is_reported(folder: Path) -> bool:
+def is_reported(folder: Path) -> bool:
     return all((folder / name).exists() for name in (JSON_REPORT, CSV_REPORT))
 
 
