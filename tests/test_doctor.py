@@ -35,7 +35,7 @@ def sound(nnunet_env, monkeypatch, tmp_path) -> dict[str, Path]:
     monkeypatch.setattr(trainer_path, "BEFORE", trainer_path.trainers_folder())
     named = pretrained(tmp_path / "named")
     plans = nnunet_plans() | {INFO: {"checkpoint_path": str(named)}}
-    finetune.resolve_architecture(plans, "3d_fullres", random_start=False)
+    finetune.resolve_architecture(plans, "3d_fullres")
     path = nnunet_env[PREPROCESSED] / DATASET / "smitA.json"
     files.write_json(path, plans)
     only = pretrained(
@@ -317,6 +317,7 @@ def test_without_a_checkpoint_of_ones_own_there_are_the_released_ones(sound, mon
     assert code == 0
     assert "ok    plans that name no checkpoint: " in said
     assert "parcels_tiny" in said
+    assert "; in 2d natural_tiny, default:" in said
 
 
 def test_several_checkpoints_are_no_fault_where_the_plans_name_theirs(sound, monkeypatch, capsys):

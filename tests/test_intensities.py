@@ -56,7 +56,7 @@ def encoder_input(nnunet_env, monkeypatch, tmp_path):
     monkeypatch.setattr(finetune.plans_file, "DECODER", "light")
 
     def run(plans: dict, image: torch.Tensor, configuration: str = "3d_fullres") -> torch.Tensor:
-        finetune.resolve_architecture(plans, configuration, random_start=False)
+        finetune.resolve_architecture(plans, configuration)
         network = finetune.build_network(
             finetune.resolve(plans, configuration), image.shape[1], 2, deep_supervision=False
         )

@@ -33,7 +33,7 @@ def run_folder(nnunet_env, monkeypatch, tmp_path) -> Path:
 def planned(**changes: object) -> dict:
     """Plans that carry the checkpoint found now, and `changes` to what they say of it."""
     plans = synthetic_plans()
-    finetune.resolve_architecture(plans, "3d_fullres", random_start=False)
+    finetune.resolve_architecture(plans, "3d_fullres")
     plans[INFO] |= changes
     return plans
 

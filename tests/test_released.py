@@ -88,8 +88,9 @@ def test_card_and_configuration_are_those_of_the_file(name):
     assert text == card(loaded, licence, about, name), "type the lines of the card again"
     config = files.read_json(one.file.parent / CONFIG)
     assert (config["sha256"], config["header"]) == (loaded.sha256, loaded.header)
-    for needed in ("Licence of the scans", "nnssl_pretrain", "mean Dice", "## Limits"):
+    for needed in ("Licence of the ", "**Commands**", "mean Dice", "## Limits"):
         assert needed in text
+    assert ("pretrained without labels" in text) == (name != "natural_tiny")
 
 
 def test_the_documented_line_makes_the_same_file(tmp_path, monkeypatch):
@@ -128,7 +129,7 @@ def test_a_weight_beyond_half_precision_is_refused(tmp_path):
 def test_a_training_starts_from_them_where_nothing_else_is_named(nnunet_env):
     plans = nnunet_plans()
     plans["configurations"]["3d_fullres"]["spacing"] = [2.5, 3.0, 3.0]
-    finetune.resolve_architecture(plans, "3d_fullres", random_start=False)
+    finetune.resolve_architecture(plans, "3d_fullres")
     info = plans[INFO]
     assert (info["checkpoint_path"], info["sha256"]) == (GIVEN.name, GIVEN.sha256)
     network = finetune.build_network(
@@ -148,7 +149,7 @@ def test_a_training_starts_from_them_where_nothing_else_is_named(nnunet_env):
 
 def test_images_that_are_not_ct_are_told_that_the_weights_are(nnunet_env):
     plans = nnunet_plans(("ZScoreNormalization",))
-    finetune.resolve_architecture(plans, "3d_fullres", random_start=False)
+    finetune.resolve_architecture(plans, "3d_fullres")
     network = finetune.build_network(
         finetune.resolve(plans, "3d_fullres"), 1, 3, deep_supervision=False
     )
@@ -157,13 +158,35 @@ def test_images_that_are_not_ct_are_told_that_the_weights_are(nnunet_env):
     assert "export nnssl_checkpoint=CHECKPOINT" in lines
 
 
-def test_both_starts_have_the_same_network_by_default(nnunet_env):
-    twins = nnunet_plans(), nnunet_plans()
-    for plans, random_start in zip(twins, (True, False), strict=True):
-        finetune.resolve_architecture(plans, "3d_fullres", random_start)
-    assert twins[0] == twins[1]
-    (line,) = finetune.random_start(twins[0])
-    assert f"as in {GIVEN.name}, without its weights" in line
+@pytest.mark.parametrize("scheme", ["CTNormalization", "ZScoreNormalization"])
+def test_in_2d_a_training_starts_from_natural_images(nnunet_env, scheme):
+    """Whatever the modality: they are of none."""
+    plans, one = nnunet_plans((scheme,)), weights.default(2)
+    finetune.resolve_architecture(plans, "2d")
+    info = plans[INFO]
+    assert (info["checkpoint_path"], info["sha256"]) == (one.name, one.sha256)
+    network = finetune.build_network(finetune.resolve(plans, "2d"), 1, 3, deep_supervision=False)
+    lines = "\n".join(finetune.load_named_checkpoint(network, plans))
+    assert info["matched"] == info["total"]
+    assert one.good_for in lines
+    assert "WARNING" not in lines
+    assert finetune.intensities(finetune.resolve(plans, "2d"), info) == [
+        "Intensities: as normalised by nnU-Net"
+    ]
+    name = "encoder.layers3.0.blocks.1.attn.qkv.weight"
+    torch.testing.assert_close(network.state_dict()[name], checkpoint.load(one.name).weights[name])
+
+
+@pytest.mark.parametrize(("configuration", "dims"), [("2d", 2), ("3d_fullres", 3)])
+def test_a_random_start_has_the_network_of_the_released_weights(nnunet_env, configuration, dims):
+    plans = nnunet_plans()
+    finetune.resolve_architecture(plans, configuration)
+    given = checkpoint.load(weights.default(dims).name)
+    arguments = plans["configurations"][configuration]["architecture"]["arch_kwargs"]
+    assert arguments["encoder"]["embed_dim"] == given.encoder_config.embed_dim
+    assert arguments["encoder"]["spatial_dims"] == dims
+    (line,) = finetune.random_start(plans)
+    assert f"as in {weights.default(dims).name}, without its weights" in line
 
 
 def test_a_checkpoint_of_ones_own_comes_first(nnunet_env, monkeypatch, tmp_path):
@@ -252,7 +275,7 @@ def test_inspect_shows_what_a_training_would_start_from(nnunet_env, monkeypatch,
 def test_the_names_of_the_networks_parts_fit(nnunet_env):
     """Heads alone start at random: all other tensors of the network are in the file."""
     plans = nnunet_plans()
-    finetune.resolve_architecture(plans, "3d_fullres", random_start=False)
+    finetune.resolve_architecture(plans, "3d_fullres")
     network: SwinUNETR = finetune.build_network(
         finetune.resolve(plans, "3d_fullres"), 1, 3, deep_supervision=False
     )

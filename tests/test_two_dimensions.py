@@ -94,7 +94,7 @@ def test_slices_start_a_2d_network(slices, monkeypatch):
     final, _ = slices("simmim")
     monkeypatch.setenv(checkpoint_choice.VARIABLE, str(final))
     plans = nnunet_plans()
-    finetune.resolve_architecture(plans, "2d", random_start=False)
+    finetune.resolve_architecture(plans, "2d")
     network = finetune.build_network(finetune.resolve(plans, "2d"), 1, 3, deep_supervision=False)
     assert any(
         "encoder tensors matched" in line for line in finetune.load_named_checkpoint(network, plans)

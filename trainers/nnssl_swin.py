@@ -46,7 +46,7 @@ class SwinTrainer(DefaultNetworkTrainer):
     ) -> None:
         self.unresolved: ValueError | None = None
         try:
-            finetune.resolve_architecture(plans, configuration, self.random_start)
+            finetune.resolve_architecture(plans, configuration)
         # raised when the network is built, unless a saved model brings its own
         except ValueError as error:
             self.unresolved = error

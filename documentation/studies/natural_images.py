@@ -4,13 +4,15 @@
 
 IMAGES has the folders train/CLASS and test/CLASS of small JPEG or PNG files, such as CIFAR-10's.
 They become grey, each minus its mean and divided by its standard deviation, as nnU-Net normalises
-MRI. The file is a checkpoint like any other: `start: checkpoint` of a study takes it. The network
-is `tiny` in 2D, so that it differs from a random start in nothing but its weights.
+MRI. The file is a checkpoint like any other: `start: checkpoint` of a study takes it, and
+`nnssl_convert` makes the released `natural_tiny` of it. The network is `tiny` in 2D, so that it
+differs from a random start in nothing but its weights.
 """
 
 from __future__ import annotations
 
 import argparse
+import time
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import trange
 
+import nnssl
 from nnssl import checkpoint
 from nnssl.cpu.products import by_onednn
 from nnssl.encoder.presets import preset
@@ -107,6 +110,8 @@ def main() -> None:
     parser.add_argument("to", type=Path)
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--name", default="natural images", help="of the images, for the file")
+    parser.add_argument("--cite", action="append", default=[], help="whose they are")
     args = parser.parse_args()
     keep_freed_memory()
     with by_onednn(torch.device("cpu")):
@@ -118,12 +123,15 @@ def main() -> None:
         "method": "natural-images",
         "preset": "tiny",
         "crop": [SIDE, SIDE],
-        "plan": {"name": args.images.name, "cases": len(images), "spacing": None, "hu": None},
+        "supervised": True,
+        "plan": {"name": args.name, "cases": len(images), "spacing": None, "hu": None},
         "step": args.steps,
         "run": {"steps": args.steps, "batch_size": BATCH, "seed": args.seed},
         "metrics": {"accuracy": hits},
+        "versions": {"nnssl": nnssl.__version__, "torch": torch.__version__},
+        "created": time.strftime("%Y-%m-%d"),
     }
-    checkpoint.write(args.to, checkpoint.pack(model.encoder, header, []))
+    checkpoint.write(args.to, checkpoint.pack(model.encoder, header, args.cite))
 
 
 if __name__ == "__main__":

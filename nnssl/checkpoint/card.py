@@ -28,6 +28,7 @@ from nnssl.checkpoint.describe import (
     describe_spacing,
     known,
     trained,
+    unit_of,
     written_by,
 )
 from nnssl.checkpoint.file import Checkpoint, load
@@ -39,7 +40,8 @@ from nnssl.hu import HUPolicy
 CONFIG, CARD = "config.json", weights.CARD
 HUB = "hf://OWNER/REPO"
 OF_THE_RUN = ("step", "epoch", "lr", "grad_norm", "data_wait", "rejected", "samples_per_second")
-TAGS = ("medical-imaging", "ct", "swin-transformer", "self-supervised-learning", "nnu-net")
+CT, WITHOUT_LABELS = "ct", "self-supervised-learning"  # tags where they are true
+TAGS = ("medical-imaging", CT, "swin-transformer", WITHOUT_LABELS, "nnu-net")
 
 
 def publish(
@@ -91,9 +93,9 @@ def card(
     foreign = header.get("foreign", {})
     licence = licence or foreign.get("licence") or UNKNOWN
     parts = [
-        _front(licence),
-        f"# {_cell(header['method'])}: a pretrained Swin encoder for CT\n",
-        CONVERTED if foreign else PRETRAINED,
+        _front(licence, _tags(loaded)),
+        f"# {_cell(header['method'])}: a pretrained Swin encoder{' for CT' if loaded.hu else ''}\n",
+        CONVERTED if foreign else PRETRAINED.format(_how(loaded)),
         _markdown_table(_card_rows(loaded, licence, about)),
         about,
         "## Use\n\n" + USE.replace(HUB, named),
@@ -130,8 +132,17 @@ def _encoder_summary(loaded: Checkpoint) -> str:
     return f"Swin, {dims}D, {millions:.2f} M parameters ({preset})"
 
 
+def _how(loaded: Checkpoint) -> str:
+    return "with labels" if loaded.header.get("supervised") else "without labels"
+
+
+def _tags(loaded: Checkpoint) -> list[str]:
+    are_true = {CT: loaded.hu is not None, WITHOUT_LABELS: not loaded.header.get("supervised")}
+    return [tag for tag in TAGS if are_true.get(tag, True)]
+
+
 PRETRAINED = (
-    "An encoder for medical images, pretrained without labels, for fine-tuning in nnU-Net and "
+    "An encoder for medical images, pretrained {}, for fine-tuning in nnU-Net and "
     "for features of scans. For research; not a medical device.\n"
 )
 CONVERTED = (
@@ -155,13 +166,13 @@ maps = encoder(encoder.preprocess("scan.nii.gz"))  # five maps [1 C Z Y X], of s
 """
 
 
-def _front(licence: str) -> str:
+def _front(licence: str, tags: Iterable[str]) -> str:
     """YAML, as the Hub reads it; a licence that is no short name is left to the table."""
     is_short = re.fullmatch(r"[a-z0-9.-]{2,40}", licence) and licence != UNKNOWN
-    tags = "".join(f"\n- {tag}" for tag in TAGS)
+    lines = "".join(f"\n- {tag}" for tag in tags)
     return (
         f"---\nlibrary_name: nnssl-swin\nlicense: {licence if is_short else 'unknown'}\n"
-        f"pipeline_tag: image-feature-extraction\ntags:{tags}\n---\n"
+        f"pipeline_tag: image-feature-extraction\ntags:{lines}\n---\n"
     )
 
 
@@ -181,7 +192,7 @@ def _pretraining_data(plan: Mapping, foreign: Mapping, about: str | None) -> str
 
 def _scans(plan: Mapping) -> str:
     cases = plan.get("cases")
-    return UNKNOWN if cases is None else f"{cases} scans"
+    return UNKNOWN if cases is None else f"{cases} {unit_of(plan)}"
 
 
 def _input(plan: Mapping, dims: int, hu: HUPolicy | None) -> str:

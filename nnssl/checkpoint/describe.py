@@ -121,13 +121,19 @@ def _training_lines(header: Mapping) -> dict[str, str]:
 
 def _collection(plan: Mapping) -> str:
     name, cases, fingerprint = known(plan, "name", "cases", "fingerprint")
-    return f"{name}, {cases} scans, plan {fingerprint}"
+    return f"{name}, {cases} {unit_of(plan)}, plan {fingerprint}"
 
 
 def trained(header: Mapping) -> str:
     """How long, and on how many scans at a time."""
     steps, batch = known(header.get("run", {}), "steps", "batch_size")
-    return f"step {header.get('step', UNKNOWN)} of {steps}, {batch} scans per step"
+    unit = unit_of(header["plan"])
+    return f"step {header.get('step', UNKNOWN)} of {steps}, {batch} {unit} per step"
+
+
+def unit_of(plan: Mapping) -> str:
+    """What is counted: photographs have no spacing."""
+    return "scans" if plan["spacing"] else "images"
 
 
 def _without_probe(metrics: Mapping) -> dict:

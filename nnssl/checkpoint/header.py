@@ -32,6 +32,7 @@ INFORMS = {  # where it is there
     "start": dict,
     "decoder": dict,
     "parcels": str,
+    "supervised": bool,
 }
 PREFIX, DECODER = "encoder.", "decoder."
 HEADS = "heads.seg_layers."  # of a decoder; they belong to one task

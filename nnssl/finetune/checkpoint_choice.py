@@ -2,7 +2,7 @@
 
 The first match wins: `pretrain_info.checkpoint_path` in the plans, the variable `nnssl_checkpoint`,
 the only `checkpoint_final.pth` under `$nnUNet_results/nnssl/`, the weights that came with the
-package (`nnssl.weights.DEFAULT`).
+package (`nnssl.weights.default`).
 """
 
 from __future__ import annotations
@@ -44,11 +44,12 @@ class CheckpointChoice:
     default: bool = False  # nothing was named or found: released weights
 
 
-def choose(info: Mapping, source: str = "the plans") -> CheckpointChoice:
+def choose(info: Mapping, source: str = "the plans", dims: int = 3) -> CheckpointChoice:
     """The checkpoint to start from. Addresses are fetched.
 
     info: the plans' `pretrain_info`, or what takes its part; `source` is its name in messages. A
-    file that is no longer at its recorded path is searched for by its hash.
+    file that is no longer at its recorded path is searched for by its hash. dims: of the released
+    weights, which are taken where nothing is named or found.
     Raises NoCheckpointError where a named file is missing, or several are found and none is named;
     AddressError where one cannot be fetched, or released weights are not what was released.
     """
@@ -56,7 +57,7 @@ def choose(info: Mapping, source: str = "the plans") -> CheckpointChoice:
         return _named(path, source, info.get("sha256"))
     if path := os.environ.get(VARIABLE):
         return _named(path, f"the variable {VARIABLE}")
-    return _only_one() or _released(source)
+    return _only_one() or _released(source, dims)
 
 
 def _only_one() -> CheckpointChoice | None:
@@ -71,12 +72,10 @@ def _only_one() -> CheckpointChoice | None:
     return CheckpointChoice(found[0], by) if found else None
 
 
-def _released(source: str) -> CheckpointChoice:
-    name = weights.DEFAULT
+def _released(source: str, dims: int) -> CheckpointChoice:
+    one = weights.default(dims)
     by = f"default: {source} and {VARIABLE} name none, and no {FINAL} exists under {_searched()}"
-    return CheckpointChoice(
-        address.released(name), by, weights.RELEASED[name].sha256, name, default=True
-    )
+    return CheckpointChoice(address.released(one.name), by, one.sha256, one.name, default=True)
 
 
 def finals() -> list[Path]:

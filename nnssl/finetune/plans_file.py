@@ -7,7 +7,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from nnssl import checkpoint, files
-from nnssl.encoder.presets import preset
 from nnssl.finetune.architecture import DECODER, INFO, architecture, is_ours, steps_of
 from nnssl.finetune.checkpoint_choice import (
     CheckpointChoice,
@@ -20,36 +19,21 @@ from nnssl.network.swin_unetr import SwinUNETR, output_sizes
 from nnssl.shapes import round_up
 from nnssl.types import FINAL
 
-PRESET = "smit"  # of a random start that no pretrained one can be compared with
 
-
-def resolve_architecture(plans: dict, name: str, random_start: bool) -> None:
+def resolve_architecture(plans: dict, name: str) -> None:
     """Write into `plans` which network configuration `name` is to be built as, unless they say so
-    already.
-
-    Where no checkpoint is named and the released one is of other dimensions, a `random_start` is of
-    preset smit on nnU-Net's own intensities. Raises NoCheckpointError, CheckpointError,
-    OriginError.
+    already. Raises NoCheckpointError, CheckpointError, OriginError.
     """
     resolved = resolve(plans, name)
     if is_ours(resolved):
         return
-    choice = choose(plans.get(INFO, {}))
+    choice = choose(plans.get(INFO, {}), dims=len(resolved["patch_size"]))
     loaded = opened(choice)
-    other_dims = len(loaded.crop) != len(resolved["patch_size"])
-    if random_start and choice.default and other_dims:
-        entry = architecture(plans, resolved, preset(PRESET), DECODER, None)
-    else:
-        plans[INFO] = {**plans.get(INFO, {}), **pretrain_info(choice, loaded)}
-        entry = _pretrained_architecture(plans, resolved, loaded)
-    plans["configurations"][name]["architecture"] = entry
-
-
-def _pretrained_architecture(
-    plans: dict, resolved: dict, loaded: checkpoint.Checkpoint
-) -> dict[str, object]:
+    plans[INFO] = {**plans.get(INFO, {}), **pretrain_info(choice, loaded)}
     decoder = loaded.decoder or DECODER
-    return architecture(plans, resolved, loaded.encoder_config, decoder, loaded.hu)
+    plans["configurations"][name]["architecture"] = architecture(
+        plans, resolved, loaded.encoder_config, decoder, loaded.hu
+    )
 
 
 def require_architecture(resolved: dict, why_not: Exception | None) -> None:

@@ -30,6 +30,8 @@ class Released:
     summary: str
     good_for: str
     unknown: str
+    dims: int = 3
+    of_ct: bool = True  # and so not made for other modalities
 
     @property
     def file(self) -> Path:
@@ -40,7 +42,7 @@ class Released:
         return FOLDER / self.name / CARD
 
 
-DEFAULT = "parcels_tiny"
+DEFAULT, DEFAULT_2D = "parcels_tiny", "natural_tiny"
 RELEASED = {
     one.name: one
     for one in (
@@ -60,9 +62,24 @@ RELEASED = {
             "CT of head and neck at about 2.5 to 4 mm, few labels, short trainings",
             "other regions, finer spacings, long trainings; MRI and PET are not CT",
         ),
+        Released(
+            "natural_tiny",
+            "6fcc6967fdc75a30de69521ab406d97df4fef7746cd9ac526cb47c00d31c6752",
+            "natural images with labels (CIFAR-10), 2D, preset tiny (1.8 M parameters), encoder "
+            "alone",
+            "slices of any modality (2d), few labels; measured on the heart in MRI",
+            "other organs, CT, long trainings",
+            dims=2,
+            of_ct=False,
+        ),
     )
 }
 NAMES = ", ".join(RELEASED)
+
+
+def default(dims: int) -> Released:
+    """Those that a training of as many dimensions starts from."""
+    return RELEASED[DEFAULT_2D if dims == 2 else DEFAULT]
 
 
 def of_hash(sha256: str) -> Released | None:
@@ -82,7 +99,7 @@ def about(sha256: str, is_ct: bool = True) -> list[str]:
         f"  good for: {one.good_for}; untested: {one.unknown}",
         f"  model card: {one.card}",
     ]
-    if not is_ct:
+    if one.of_ct and not is_ct:
         lines.append(
             f"  WARNING: no channel of this dataset is CT, and {one.name} was pretrained on CT "
             "only. Name other weights: nnssl_plan -d DATASET -c CHECKPOINT, or export "
