@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from micro import ENCODER
+from synthetic_checkpoints import pretrained
 from synthetic_scans import ct_array, write_volume
 
 from nnssl import checkpoint, files
@@ -17,9 +20,11 @@ from nnssl.data.prepare import prepare
 from nnssl.data.scans import Found
 from nnssl.data.unchanged import UNCHANGED
 from nnssl.train import places, pretrain
+from nnssl.train.initial_encoder import OTHER_SIZE
 from nnssl.train.log import Log
 from nnssl.train.pretrain import Options
 from nnssl.train.run import LATEST
+from nnssl.types import FINAL
 
 SHAPE = (14, 20, 24)
 
@@ -225,6 +230,19 @@ def trains(nnunet_env, tmp_path, monkeypatch):
         return "\n".join(said)
 
     return run
+
+
+def test_a_run_says_what_it_starts_from_and_of_which_size(nnunet_env, trains, tmp_path):
+    """Not of the preset of -a: the encoder is that of the checkpoint."""
+    path = pretrained(tmp_path, replace(ENCODER, spatial_dims=2))
+    sha256 = checkpoint.load(path).sha256[:12]
+    said = trains(start=path, steps=1)
+    assert f"its encoder starts from {path} (method smit, sha256 {sha256})" in said
+    assert f"encoder {OTHER_SIZE} (" in said
+    loaded = checkpoint.load(run_folder(nnunet_env) / FINAL)
+    assert loaded.header["preset"] == OTHER_SIZE
+    assert f"start      {path} (method smit, sha256 {sha256})" in checkpoint.describe(loaded)
+    assert "starts from" not in trains(name="random", steps=1)
 
 
 def run_folder(nnunet_env) -> Path:

@@ -281,6 +281,7 @@ def test_a_supervised_encoder_becomes_a_checkpoint(tmp_path):
         (2.0, 1.0, 3.0),
         (32, 28, 12),
     )
+    assert loaded.header["supervised"] is True
     assert (loaded.hu.low, loaded.hu.mean, loaded.hu.std) == (-900.0, 50.0, 200.0)
     passed_on = Swin(ENCODER)
     assert checkpoint.transfer(loaded, passed_on).matched == len(list(passed_on.parameters()))

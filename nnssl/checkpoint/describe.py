@@ -115,6 +115,7 @@ def _training_lines(header: Mapping) -> dict[str, str]:
         "trained": f"{trained(header)}, seed {seed}",
         "settings": _pairs(header.get("method_config", {})) or UNKNOWN,
         "metrics": _pairs(_without_probe(header.get("metrics", {}))),
+        **({"start": describe_start(header["start"])} if "start" in header else {}),
     }
     return found | ({"probe": _probe(header["probe"])} if "probe" in header else {})
 
@@ -122,6 +123,12 @@ def _training_lines(header: Mapping) -> dict[str, str]:
 def _collection(plan: Mapping) -> str:
     name, cases, fingerprint = known(plan, "name", "cases", "fingerprint")
     return f"{name}, {cases} {unit_of(plan)}, plan {fingerprint}"
+
+
+def describe_start(start: Mapping) -> str:
+    """The checkpoint that a pretraining started from."""
+    checkpoint, method, sha256 = known(start, "checkpoint", "method", "sha256")
+    return f"{checkpoint} (method {method}, sha256 {str(sha256)[:12]})"
 
 
 def trained(header: Mapping) -> str:

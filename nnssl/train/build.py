@@ -13,6 +13,7 @@ import torch
 
 import nnssl
 from nnssl import dist
+from nnssl.checkpoint.describe import describe_start
 from nnssl.data import parcel_maps
 from nnssl.data.crops import Crops
 from nnssl.data.plan import Plan
@@ -255,8 +256,15 @@ def _summary(run: Run, plan: Plan) -> str:
         f"{header['method']} on {len(run.crops)} scans: encoder {_encoder_of(run)}, "
         f"crop {_crop_at(header['crop'], plan.spacing)}, {config.steps} steps of "
         f"{config.batch_size} scans, {run.device}{precision}, {dist.world_size()} process(es)\n"
-        f"results: {run.folder}"
+        f"{_started_from(header)}results: {run.folder}"
     )
+
+
+def _started_from(header: dict) -> str:
+    """A line of its own; nothing where the start is random."""
+    if (start := header.get("start")) is None:
+        return ""
+    return f"its encoder starts from {describe_start(start)}\n"
 
 
 def _encoder_of(run: Run) -> str:

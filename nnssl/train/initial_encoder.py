@@ -12,11 +12,13 @@ from nnssl.encoder.config import SwinConfig
 from nnssl.encoder.presets import preset
 from nnssl.encoder.swin import Swin
 
+OTHER_SIZE = "of no preset"  # in a header; converted weights may have any
+
 
 def encoder(
     name: str, earlier: Path | str | None, dims: int, drop_path: float, checkpointing: bool
 ) -> tuple[Swin, dict]:
-    """The encoder, and the header's entry on its start.
+    """The encoder, and the header's entries on its start.
 
     name:    the preset, where there is no checkpoint; with one, the encoder is of its size.
     earlier: of nnssl_pretrain or nnssl_convert, or its address. What it lacks (a mask token) stays
@@ -30,7 +32,8 @@ def encoder(
     config = replace(loaded.encoder_config, drop_path=drop_path)
     _require_fitting(config, dims, earlier)
     started = {"checkpoint": str(earlier), "sha256": loaded.sha256, "method": loaded.method}
-    return _loaded(loaded, config, checkpointing), {"start": started}
+    size = loaded.header.get("preset", OTHER_SIZE)
+    return _loaded(loaded, config, checkpointing), {"start": started, "preset": size}
 
 
 def _loaded(loaded: checkpoint.Checkpoint, config: SwinConfig, checkpointing: bool) -> Swin:

@@ -82,6 +82,7 @@ def _checkpoint_header(plans: dict, resolved: dict, name: str, epochs: int) -> d
     axes = resolved["architecture"]["arch_kwargs"].get("axes") or range(len(resolved["spacing"]))
     return {
         "method": "supervised",
+        "supervised": True,
         "preset": name,
         "crop": as_read(resolved["patch_size"], axes),
         "plan": _collection_header(plans, resolved, axes),
