@@ -20,6 +20,7 @@ from synthetic_checkpoints import pretrained
 
 from nnssl import checkpoint, cli, files
 from nnssl.checkpoint import CheckpointError
+from nnssl.checkpoint.card import card
 from nnssl.checkpoint.header import problem
 
 NAME = "encoder.layers2.0.blocks.0.mlp.linear1.weight"
@@ -217,6 +218,8 @@ def test_whatever_stands_in_a_header_it_is_shown_or_refused(whole, place):
             continue
         loaded = replace(original, header=content["header"], citations=content["citations"])
         assert "\x1b" not in checkpoint.describe(loaded)
+        assert "\x1b" not in card(loaded)
+        assert loaded.header.get("preset", "").isprintable()  # a run that starts from it prints it
         sizes = (
             loaded.encoder_config.embed_dim,
             loaded.encoder_config.depths,

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from micro import ENCODER
 from synthetic_checkpoints import pretrained
 from synthetic_scans import ct_array, write_volume
@@ -243,6 +244,11 @@ def test_a_run_says_what_it_starts_from_and_of_which_size(nnunet_env, trains, tm
     assert loaded.header["preset"] == OTHER_SIZE
     assert f"start      {path} (method smit, sha256 {sha256})" in checkpoint.describe(loaded)
     assert "starts from" not in trains(name="random", steps=1)
+    latest = run_folder(nnunet_env) / LATEST
+    content = torch.load(latest, weights_only=True)
+    content["header"]["preset"] = "smit"  # that of -a, as an earlier version had it
+    torch.save(content, latest)
+    assert "continuing at step 1 of 2" in trains(start=path, steps=2, resume=True)
 
 
 def run_folder(nnunet_env) -> Path:

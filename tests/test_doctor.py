@@ -5,6 +5,7 @@ line that fixes it.
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 from synthetic_checkpoints import pretrained
 from synthetic_plans import DATASET, nnunet_plans
 
-from nnssl import cli, files, finetune, trainer_path
+from nnssl import cli, files, finetune, trainer_path, weights
 from nnssl.doctor import finding, machine
 from nnssl.finetune import checkpoint_choice
 from nnssl.finetune.architecture import INFO, RECIPE
@@ -318,6 +319,12 @@ def test_without_a_checkpoint_of_ones_own_there_are_the_released_ones(sound, mon
     assert "ok    plans that name no checkpoint: " in said
     assert "parcels_tiny" in said
     assert "; in 2d natural_tiny, default:" in said
+    shutil.copytree(weights.FOLDER, sound["tmp"] / "weights")
+    monkeypatch.setattr(weights, "FOLDER", sound["tmp"] / "weights")
+    weights.default(2).file.write_bytes(b"")
+    code, said = diagnosis(monkeypatch, capsys)
+    assert code == 1
+    assert "natural_tiny are damaged or changed" in said
 
 
 def test_several_checkpoints_are_no_fault_where_the_plans_name_theirs(sound, monkeypatch, capsys):

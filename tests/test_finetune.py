@@ -318,6 +318,9 @@ def test_a_resumed_model_is_that_of_its_own_checkpoint(nnunet_env, monkeypatch, 
     finetune.restore_plans(now, resolved, "3d_fullres", then)
     assert now == then
     assert resolved["architecture"]["arch_kwargs"]["encoder"] == ENCODER.to_dict()
+    del then[INFO]  # of a random start
+    finetune.restore_plans(now, resolved, "3d_fullres", then)
+    assert INFO not in now
 
 
 def test_folds_of_different_pretrainings_are_not_mixed(tmp_path):
@@ -329,3 +332,5 @@ def test_folds_of_different_pretrainings_are_not_mixed(tmp_path):
     finetune.refuse_mixed_folds(tmp_path, 0, {"sha256": "b"})  # this very fold, trained again
     with pytest.raises(OriginError, match=r"1 fold\(s\) trained from the checkpoint with sha256 a"):
         finetune.refuse_mixed_folds(tmp_path, 1, {"sha256": "b"})
+    with pytest.raises(OriginError, match="this run has plans without a checkpoint"):
+        finetune.refuse_mixed_folds(tmp_path, 1, {})

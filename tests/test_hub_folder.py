@@ -104,6 +104,40 @@ def test_the_card_says_what_is_known(tmp_path):
     assert "| lr |" not in text
 
 
+@pytest.mark.parametrize(
+    ("more", "said", "is_tagged"),
+    [
+        ({}, "pretrained without labels, for", True),
+        ({"supervised": True}, "pretrained with labels, for", False),
+        (
+            {"start": {"checkpoint": "/home/a/photos.pth", "method": "x", "supervised": True}},
+            "pretrained without labels from an encoder that had been trained with labels, for",
+            False,
+        ),
+        ({"start": {"checkpoint": "/home/a/b.pth", "method": "x"}}, "pretrained without lab", True),
+        ({"foreign": {"title": "SuPreM"}}, "from third-party weights", False),
+    ],
+)
+def test_the_card_says_whether_labels_were_seen(tmp_path, more, said, is_tagged):
+    loaded = checkpoint.load(trained(tmp_path / "a.pth"))
+    loaded.header.update(more)
+    text = card(loaded)
+    assert said in text
+    assert ("self-supervised-learning" in text) == is_tagged
+    assert "/home" not in text
+    assert ("| started from | " in text) == ("start" in more)
+
+
+def test_a_card_without_a_spacing_has_commands_that_give_one(tmp_path):
+    loaded = checkpoint.load(trained(tmp_path / "a.pth"))
+    assert "--spacing" not in card(loaded)
+    loaded.header["plan"]["spacing"] = None
+    text = card(loaded, named="flat")
+    assert "nnssl_embed -c flat -i SCANS -o OUT --spacing Z Y X " in text
+    assert 'load_encoder("flat", spacing=(z, y, x))' in text
+    assert "4 scans per step" in text
+
+
 def test_the_card_says_what_is_unknown(tmp_path):
     path = pretrained(tmp_path, hu=None)
     convert(ConvertRequest(path, tmp_path / "hub", hub=True))

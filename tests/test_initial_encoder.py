@@ -23,6 +23,9 @@ def test_the_encoder_is_that_of_the_checkpoint(tmp_path):
         if name != "mask_token":
             torch.testing.assert_close(tensor, saved.weights[f"encoder.{name}"])
     assert header["start"]["sha256"] == saved.sha256
+    assert header["start"]["supervised"] is False
+    (labelled := dict(saved.header))["start"] = {"supervised": True}
+    assert initial_encoder.has_seen_labels(labelled)
 
 
 def test_weights_without_a_mask_token_do(tmp_path):

@@ -11,10 +11,12 @@ from synthetic_scans import ct_array, straight, write_series, write_volume
 
 from nnssl.data import prepare as prepare_module
 from nnssl.data import survey as survey_module
-from nnssl.data.scans import CLOSED, Found
+from nnssl.data import unchanged as unchanged_module
+from nnssl.data.plan import Plan
+from nnssl.data.scans import CLOSED, LOST, Found
 from nnssl.data.survey_lines import line_file
 from nnssl.data.unchanged import UNCHANGED, digest_of
-from nnssl.files import read_json, write_json
+from nnssl.files import NoRoomError, read_json, write_json
 
 
 @pytest.fixture
@@ -39,9 +41,11 @@ def start(tmp_path, surveys) -> Callable:
     for seed, name in enumerate("ab"):
         write_volume(raw / f"{name}.nii.gz", ct_array(seed=seed))
 
-    def start(*, source: str = "raw", said: list[str] | None = None, **options):
+    def start(
+        *, source: str = "raw", folder: str = "out", said: list[str] | None = None, **options
+    ) -> Plan:
         say = [].append if said is None else said.append
-        folder, sources = tmp_path / "out", [tmp_path / source]
+        folder, sources = tmp_path / folder, [tmp_path / source]
         options = {"num_processes": 0, "spacing": (2, 2, 2), "crop": (16, 16, 16), **options}
         return prepare_module.prepare("made", folder, sources, print_fn=say, **options)
 
@@ -130,7 +134,7 @@ def test_after_any_change_all_is_compared(tmp_path, start, surveys, change):
     plan = start()
     assert len(surveys) == 1
     assert start() == plan
-    assert len(surveys) == (2 if change is with_dicom else 1)
+    assert len(surveys) == (2 if change in (with_dicom, removed) else 1)
 
 
 def test_an_edited_plan_is_looked_at(tmp_path, start, surveys):
@@ -155,6 +159,81 @@ def test_what_failed_without_an_answer_is_tried_again(tmp_path, start, surveys, 
     assert not line_file(Found(str(tmp_path / "raw" / "c.nii.gz")), tmp_path / "out").exists()
     monkeypatch.setattr(survey_module, "inspect_scan", inspect)
     assert len(start(update=True).cases) == 3
+
+
+def test_a_changed_scan_that_cannot_be_read_is_tried_again(tmp_path, start, surveys, monkeypatch):
+    """Its earlier answer is there, and is not this one."""
+    inspect = survey_module.inspect_scan
+
+    def no_memory(found: Found, *_) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(survey_module, "inspect_scan", no_memory)
+    rewritten(tmp_path)
+    said: list[str] = []
+    start(said=said)
+    assert "1 gone" in said[0]
+    monkeypatch.setattr(survey_module, "inspect_scan", inspect)
+    said.clear()
+    start(said=said)
+    assert surveys == [2, 2]
+    assert "1 changed" in said[0]
+
+
+def test_cases_that_are_gone_are_looked_for_at_each_start(tmp_path, start, surveys):
+    """They may turn up elsewhere, as scans that have moved."""
+    removed(tmp_path)
+    start()
+    start()
+    assert surveys == [1, 1]
+
+
+def test_a_plan_that_is_changed_meanwhile_is_compared(tmp_path, start, surveys, monkeypatch):
+    """By a start with --update beside this one."""
+    write_volume(tmp_path / "raw" / "c.nii.gz", ct_array(seed=3))
+    compare = prepare_module._kept_plan
+
+    def beside(*args):
+        monkeypatch.setattr(prepare_module, "_kept_plan", compare)
+        start(update=True)
+        return compare(*args)
+
+    monkeypatch.setattr(prepare_module, "_kept_plan", beside)
+    said: list[str] = []
+    start(said=said)
+    assert "1 new" in said[0]
+    said.clear()
+    assert len(start(said=said).cases) == 3
+    assert said == []
+
+
+def test_a_start_does_without_the_file_where_it_cannot_be_written(
+    tmp_path, start, surveys, monkeypatch
+):
+    def full(*_) -> None:
+        raise NoRoomError
+
+    touched(tmp_path)
+    monkeypatch.setattr(unchanged_module, "write_json", full)
+    assert start() == start()
+    assert surveys == [2, 2]
+
+
+def test_what_was_said_of_another_folder_is_not_said(tmp_path, start, surveys):
+    write_volume(tmp_path / "raw" / "c.nii.gz", ct_array(seed=3))
+    start()
+    (tmp_path / "out").rename(tmp_path / "moved")
+    said: list[str] = []
+    start(said=said, folder="moved")
+    assert str(tmp_path / "moved" / "plan.json") in said[0]
+
+
+def test_links_that_lead_nowhere_are_counted(tmp_path):
+    for name in "ab":
+        (tmp_path / name).symlink_to(tmp_path / f"gone-{name}")
+    both = digest_of([Found(str(tmp_path), LOST)])
+    (tmp_path / "a").unlink()
+    assert digest_of([Found(str(tmp_path), LOST)]) != both
 
 
 def test_what_cannot_be_read_has_no_digest(tmp_path):

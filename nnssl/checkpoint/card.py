@@ -26,6 +26,7 @@ from nnssl.checkpoint.describe import (
     describe_crop,
     describe_hu,
     describe_spacing,
+    describe_start,
     known,
     trained,
     unit_of,
@@ -95,10 +96,10 @@ def card(
     parts = [
         _front(licence, _tags(loaded)),
         f"# {_cell(header['method'])}: a pretrained Swin encoder{' for CT' if loaded.hu else ''}\n",
-        CONVERTED if foreign else PRETRAINED.format(_how(loaded)),
+        CONVERTED if foreign else PRETRAINED.format(_how(header)),
         _markdown_table(_card_rows(loaded, licence, about)),
         about,
-        "## Use\n\n" + USE.replace(HUB, named),
+        "## Use\n\n" + _use(named, header["plan"]["spacing"]),
         _input(header["plan"], header["encoder"]["spatial_dims"], loaded.hu),
         _figures(header),
         _adapted(foreign),
@@ -116,6 +117,7 @@ def _card_rows(loaded: Checkpoint, licence: str, about: str | None) -> dict[str,
         **decoder_row(loaded),
         "pretrained on": _pretraining_data(plan, header.get("foreign", {}), about),
         "trained": trained(header),
+        **_started_from(header),
         "spacing": describe_spacing(plan["spacing"]),
         "crop": describe_crop(header["crop"]),
         "input": describe_hu(loaded.hu),
@@ -132,12 +134,27 @@ def _encoder_summary(loaded: Checkpoint) -> str:
     return f"Swin, {dims}D, {millions:.2f} M parameters ({preset})"
 
 
-def _how(loaded: Checkpoint) -> str:
-    return "with labels" if loaded.header.get("supervised") else "without labels"
+def _started_from(header: Mapping) -> dict[str, str]:
+    """Without the folder, which is of a machine."""
+    if (start := header.get("start")) is None:
+        return {}
+    name = Path(str(start.get("checkpoint", UNKNOWN))).name
+    labels = ", which was trained with labels" if start.get("supervised") else ""
+    return {"started from": describe_start({**start, "checkpoint": name}) + labels}
+
+
+def _how(header: Mapping) -> str:
+    if header.get("supervised"):
+        return "with labels"
+    if header.get("start", {}).get("supervised"):
+        return "without labels from an encoder that had been trained with labels"
+    return "without labels"
 
 
 def _tags(loaded: Checkpoint) -> list[str]:
-    are_true = {CT: loaded.hu is not None, WITHOUT_LABELS: not loaded.header.get("supervised")}
+    header = loaded.header
+    without_labels = _how(header) == "without labels" and "foreign" not in header
+    are_true = {CT: loaded.hu is not None, WITHOUT_LABELS: without_labels}
     return [tag for tag in TAGS if are_true.get(tag, True)]
 
 
@@ -164,6 +181,16 @@ encoder = nnssl.load_encoder("hf://OWNER/REPO")
 maps = encoder(encoder.preprocess("scan.nii.gz"))  # five maps [1 C Z Y X], of strides 2 to 32
 ```
 """
+
+
+def _use(named: str, spacing: list | None) -> str:
+    """The commands, with the spacing that has to be said where the file has none."""
+    text = USE.replace(HUB, named)
+    if spacing:
+        return text
+    return text.replace("-i SCANS -o OUT ", "-i SCANS -o OUT --spacing Z Y X ").replace(
+        f'load_encoder("{named}")', f'load_encoder("{named}", spacing=(z, y, x))  # mm'
+    )
 
 
 def _front(licence: str, tags: Iterable[str]) -> str:

@@ -139,8 +139,8 @@ def trained(header: Mapping) -> str:
 
 
 def unit_of(plan: Mapping) -> str:
-    """What is counted: photographs have no spacing."""
-    return "scans" if plan["spacing"] else "images"
+    """What is counted: photographs are no scans."""
+    return "images" if plan.get("unit") == "images" else "scans"
 
 
 def _without_probe(metrics: Mapping) -> dict:

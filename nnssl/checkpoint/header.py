@@ -124,6 +124,8 @@ def _check_text(header: Mapping, citations: object) -> None:
     _require_valid(
         _is_text(header["method"]), "method must be a non-empty string", header["method"]
     )
+    preset = header.get("preset", "unknown")
+    _require_valid(_is_text(preset), "preset must be a short, printable string", preset)
     are_text = isinstance(citations, list) and all(isinstance(one, str) for one in citations)
     _require_valid(are_text, "citations must be a list of strings", citations)
 

@@ -158,40 +158,40 @@ def _plan_and_moved_scans(request: _Request) -> tuple[Plan, dict[str, str]]:
 def _plan_from_survey(request: _Request) -> tuple[Plan, dict[str, str]]:
     """The plan of the current scans, saved; and the new locations of those that have moved."""
     pattern = patterns.checked_globs(request.pattern)
+    unchanged = Unchanged(request.folder, request.searched)
     old = Plan.load(request.plan_file) if request.plan_file.exists() else None
     if old is not None:
         _check_options(old, request, () if request.update else pattern)
         pattern = pattern or old.pattern
     scans = find_scans(request.sources, request.datasets, request.channels, pattern)
-    unchanged = Unchanged(request.folder, digest_of(scans), request.searched)
-    if old is not None and not request.update and (said := unchanged.said()) is not None:
+    digest = digest_of(scans)
+    if old is not None and not request.update and (said := unchanged.said(digest)) is not None:
         for text in said:
             request.print_fn(text)
         return old, {}
-    return _compared_plan(old, scans, pattern, request, unchanged)
-
-
-def _compared_plan(
-    old: Plan | None,
-    scans: Sequence[Found],
-    pattern: tuple[str, ...],
-    request: _Request,
-    unchanged: Unchanged,
-) -> tuple[Plan, dict[str, str]]:
-    """As `_plan_from_survey`, of these `scans`."""
-    said: list[str] = []
+    said = []
     request = replace(request, print_fn=_also(said, request.print_fn))
     moved = {} if old is None else _adopted(old, scans, request)
     lines = _surveyed(scans, request, is_new=old is None)
-    kept = [line for line in lines if line.kept]
-    plan = _new_plan(kept, request) if old is None else _kept_plan(old, kept, moved, request)
-    if pattern != plan.pattern:
-        plan = replace(plan, pattern=pattern)
+    plan = _plan_of(lines, old, moved, pattern, request)
     if plan != old:
         plan.save(request.plan_file)
-    if not (moved or request.update):
-        unchanged.keep(lines, said)
+    if not request.update:
+        unchanged.keep(digest, plan, lines, said)
     return plan, moved
+
+
+def _plan_of(
+    lines: Sequence[ScanReport],
+    old: Plan | None,
+    moved: dict[str, str],
+    pattern: tuple[str, ...],
+    request: _Request,
+) -> Plan:
+    """A new plan of the survey's `lines`, or the old one compared with them."""
+    kept = [line for line in lines if line.kept]
+    plan = _new_plan(kept, request) if old is None else _kept_plan(old, kept, moved, request)
+    return plan if pattern == plan.pattern else replace(plan, pattern=pattern)
 
 
 def _also(said: list[str], print_fn: PrintFn) -> PrintFn:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
 from pathlib import Path
 
-from nnssl.data.scans import ALL_SERIES, NOT_READ, Found
+from nnssl.data.plan import Plan
+from nnssl.data.scans import ALL_SERIES, NOT_READ, Found, not_read
 from nnssl.data.survey import SURVEY_VERSION, is_reported
 from nnssl.data.survey_lines import LINES, line_file, size_and_time
 from nnssl.data.survey_report import ScanReport
@@ -25,49 +26,85 @@ def digest_of(scans: Iterable[Found]) -> str | None:
     be read.
     """
     digest = hashlib.sha256()
-    for scan in scans:
-        if scan.series == ALL_SERIES:
-            return None
-        try:
-            row = (*scan, *size_and_time(scan))
-        except OSError:
-            return None
-        digest.update("\0".join(map(str, row)).encode("utf-8", "surrogateescape"))
+    try:
+        for scan in scans:
+            if scan.series == ALL_SERIES:
+                return None
+            row = (*scan, *_state_of(scan))
+            digest.update("\0".join(map(str, row)).encode("utf-8", "surrogateescape"))
+    except OSError:
+        return None
     return digest.hexdigest()
 
 
-@dataclass(frozen=True)
+def _state_of(scan: Found) -> Sequence:
+    return [not_read(scan)] if scan.series in NOT_READ else size_and_time(scan)
+
+
 class Unchanged:
-    """The file in a collection's `folder`, for scans of `digest` found in `searched`."""
+    """The file in a collection's `folder`, for scans that are found in `searched`. Made before the
+    plan is read, so that a plan which is changed meanwhile is noticed.
+    """
 
-    folder: Path
-    digest: str | None
-    searched: Sequence[Path | str]
+    def __init__(self, folder: Path, searched: Sequence[Path | str]) -> None:
+        self.folder, self._searched = folder, searched
+        self._plan = self._plan_state()
 
-    def said(self) -> list[str] | None:
+    def said(self, digest: str | None) -> list[str] | None:
         """What was printed when all was as it is now; None where it was not, or nobody knows."""
         try:
             kept = read_json(self.folder / UNCHANGED)
-            same = None not in (self.digest, kept["digest"]) and kept == self._content(kept["said"])
+            same = digest is not None and kept == self._content(digest, kept["said"])
             return list(map(str, kept["said"])) if same else None
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
-    def keep(self, lines: Iterable[ScanReport], said: Sequence[str]) -> None:
-        """Keep what was `said`, unless a next survey may give other `lines`."""
-        if self.digest is not None and all(_is_final(line, self.folder) for line in lines):
-            write_json(self.folder / UNCHANGED, self._content(said))
+    def keep(
+        self, digest: str | None, plan: Plan, lines: Sequence[ScanReport], said: Sequence[str]
+    ) -> None:
+        """Keep what was `said`, unless the next start may say something else. Where it cannot be
+        written, the next start compares again.
+        """
+        changed = self._plan not in (None, self._plan_state())
+        if digest is not None and not changed and self._is_settled(plan, lines):
+            with suppress(OSError):
+                write_json(self.folder / UNCHANGED, self._content(digest, said))
 
-    def _content(self, said: Sequence[str]) -> dict:
-        made = [Found(str(self.folder / name)) for name in ("plan.json", LINES)]
+    def _is_settled(self, plan: Plan, lines: Sequence[ScanReport]) -> bool:
+        """Whether each scan has its answer, and each case its scan: another start would look for
+        those again.
+        """
+        found = {line.path for line in lines}
+        return all(case.source in found for case in plan.cases) and all(
+            _is_final(line, self.folder) for line in lines
+        )
+
+    def _content(self, digest: str, said: Sequence[str]) -> dict:
+        answers = size_and_time(Found(str(self.folder / LINES)))
         return {
-            "digest": self.digest,
-            "searched": [str(Path(folder).absolute()) for folder in self.searched],
-            "made": [SURVEY_VERSION, is_reported(self.folder), *map(size_and_time, made)],
+            "digest": digest,
+            "searched": [str(Path(folder).absolute()) for folder in self._searched],
+            "folder": str(self.folder.absolute()),
+            "made": [SURVEY_VERSION, is_reported(self.folder), self._plan_state(), answers],
             "said": list(said),
         }
+
+    def _plan_state(self) -> list[int] | None:
+        """Changes when plan.json does; None where there is none."""
+        try:
+            return size_and_time(Found(str(self.folder / "plan.json")))
+        except OSError:
+            return None
 
 
 def _is_final(line: ScanReport, folder: Path) -> bool:
     """False for what failed without an answer, which the next survey tries again."""
-    return line.kept or line.series in NOT_READ or line_file(line.found, folder).exists()
+    return line.kept or line.series in NOT_READ or _is_answer(line, folder)
+
+
+def _is_answer(line: ScanReport, folder: Path) -> bool:
+    """Whether the kept line is this one, and not that of the scan before it changed."""
+    try:
+        return read_json(line_file(line.found, folder))["line"]["reason"] == line.reason
+    except (OSError, ValueError, KeyError, TypeError):
+        return False

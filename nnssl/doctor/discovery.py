@@ -9,7 +9,7 @@ from functools import lru_cache
 from io import StringIO
 from pathlib import Path
 
-from nnssl import address, checkpoint, files, trainer_path, weights
+from nnssl import address, checkpoint, files, trainer_path
 from nnssl.doctor import ways
 from nnssl.doctor.finding import Finding, first_line, note, ok, wrong
 from nnssl.finetune import checkpoint_choice
@@ -180,7 +180,7 @@ def _default_checkpoint() -> str:
     if address.is_address(named):
         return f"{named}, fetched where it is used"
     choice = checkpoint_choice.choose({})
-    in_2d = f"; in 2d {weights.default(2).name}" if choice.default else ""
+    in_2d = f"; in 2d {checkpoint_choice.choose({}, dims=2).named}" if choice.default else ""
     return f"{_checkpoint_summary(_load(choice.path))}{in_2d}, {choice.named_by}"
 
 

@@ -48,6 +48,7 @@ def restore_plans(plans: dict, resolved: dict, name: str, saved: dict) -> None:
     So neither a resumed training nor a validation needs the file of the pretraining, nor minds a
     newer one.
     """
+    plans.pop(INFO, None)
     if INFO in saved:
         plans[INFO] = saved[INFO]
     entry = resolve(saved, name)["architecture"]
@@ -108,10 +109,15 @@ def refuse_mixed_folds(model: Path | str, fold: int | str, info: dict) -> None:
     before, now = _pretrained_sha256(files.read_json(plans)), info.get("sha256")
     if before != now:
         raise OriginError(
-            f"{model} holds {others} fold(s) trained from the checkpoint with sha256 {before}, "
-            f"but this run has {now}. Create separate plans for each pretraining: nnssl_plan -d "
-            "DATASET -c CHECKPOINT --name NAME, and train with -p NAME"
+            f"{model} holds {others} fold(s) trained from {_by_hash(before)}, but this run has "
+            f"{_by_hash(now)}. Create separate plans for each pretraining: nnssl_plan -d DATASET "
+            "-c CHECKPOINT --name NAME, and train with -p NAME; nnssl_plan -a PRESET makes plans "
+            "without a checkpoint"
         )
+
+
+def _by_hash(sha256: str | None) -> str:
+    return f"the checkpoint with sha256 {sha256}" if sha256 else "plans without a checkpoint"
 
 
 def _pretrained_sha256(plans: dict) -> str | None:

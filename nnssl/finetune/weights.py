@@ -56,8 +56,8 @@ def _require_same_dimensions(loaded: checkpoint.Checkpoint, network: SwinUNETR) 
         raise OriginError(
             f"{loaded.path} was pretrained in {theirs}D, but this configuration is {ours}D: train "
             f"a {theirs}D configuration, pretrain in {ours}D (nnssl_pretrain --dims {ours}), use "
-            f"released weights (nnssl_plan -d DATASET -c {weights.default(ours).name}), or "
-            "-tr SwinScratchTrainer"
+            f"released weights (nnssl_plan -d DATASET -c {weights.default(ours).name} --name NAME, "
+            "and train with -p NAME), or -tr SwinScratchTrainer"
         )
 
 

@@ -52,7 +52,9 @@ def _fixed(header: dict, may_differ: Sequence[str]) -> dict:
     return {
         **{name: value for name, value in header["run"].items() if name not in may_differ},
         **header["method_config"],
-        **{name: header[name] for name in ("method", "crop", "preset")},
+        **{name: header[name] for name in ("method", "crop")},
+        # with a start the size of the encoder is that of its checkpoint
+        "preset": None if "start" in header else header["preset"],
         "plan": header["plan"]["fingerprint"],
         "cases": header["plan"]["cases"],
         "parcels": header.get("parcels"),

@@ -64,7 +64,7 @@ RELEASED = {
         ),
         Released(
             "natural_tiny",
-            "6fcc6967fdc75a30de69521ab406d97df4fef7746cd9ac526cb47c00d31c6752",
+            "eba1eac2c2b9356a8f94894694d31d2506a24df9e03fca58f14f9ce6bd524378",
             "natural images with labels (CIFAR-10), 2D, preset tiny (1.8 M parameters), encoder "
             "alone",
             "slices of any modality (2d), few labels; measured on the heart in MRI",
