@@ -45,6 +45,12 @@ def test_other_dimensions_are_refused(tmp_path):
         initial_encoder.encoder("smit", pretrained(tmp_path), 2, 0.0, checkpointing=False)
 
 
+def test_slices_can_be_inflated(tmp_path):
+    path = pretrained(tmp_path, replace(ENCODER, spatial_dims=2))
+    with pytest.raises(ValueError, match=r"or --dims 2, or inflate this one: nnssl_convert .*pth"):
+        initial_encoder.encoder("smit", path, 3, 0.0, checkpointing=False)
+
+
 def test_without_one_it_is_the_preset():
     encoder, header = initial_encoder.encoder("tiny", None, 2, 0.1, checkpointing=False)
     assert isinstance(encoder, Swin)

@@ -60,5 +60,12 @@ def _require_fitting(config: SwinConfig, dims: int, earlier: Path | str) -> None
         raise ValueError(
             f"{earlier} holds an encoder for {config.spatial_dims}D images of "
             f"{config.in_channels} channel(s), but this pretraining is {dims}D with one channel: "
-            f"choose another checkpoint, or --dims {config.spatial_dims}"
+            f"choose another checkpoint, or --dims {config.spatial_dims}{_inflate(config, earlier)}"
         )
+
+
+def _inflate(config: SwinConfig, earlier: Path | str) -> str:
+    """What helps a 2D encoder into 3D."""
+    if config.spatial_dims == 3:
+        return ""
+    return f", or inflate this one: nnssl_convert {earlier} -o NAME.pth --dims 3, and --from that"
