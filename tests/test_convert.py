@@ -477,6 +477,7 @@ def test_a_2d_checkpoint_of_ours_sees_in_each_slice_in_3d_what_it_saw_in_2d(call
             torch.testing.assert_close(maps, expected, rtol=1e-5, atol=1e-5)
     header = checkpoint.load(deep).header
     assert header["start"]["sha256"] == files.sha256(flat)
+    assert header["start"]["supervised"] is False
     assert (header["crop"], header["plan"]["spacing"]) == ([32, 32, 32], [3.0, 2.0, 2.0])
 
 

@@ -25,7 +25,9 @@ def test_the_encoder_is_that_of_the_checkpoint(tmp_path):
     assert header["start"]["sha256"] == saved.sha256
     assert header["start"]["supervised"] is False
     (labelled := dict(saved.header))["start"] = {"supervised": True}
-    assert initial_encoder.has_seen_labels(labelled)
+    continued = replace(saved, header=labelled)
+    assert continued.has_seen_labels
+    assert continued.as_start("a.pth")["supervised"]  # also of an encoder that is inflated then
 
 
 def test_weights_without_a_mask_token_do(tmp_path):

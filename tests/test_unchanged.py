@@ -19,6 +19,10 @@ from nnssl.data.unchanged import UNCHANGED, digest_of
 from nnssl.files import NoRoomError, read_json, write_json
 
 
+def no_memory(found: Found, *_) -> None:
+    raise MemoryError
+
+
 @pytest.fixture
 def surveys(monkeypatch) -> list[int]:
     """The number of scans of each survey."""
@@ -148,9 +152,6 @@ def test_what_failed_without_an_answer_is_tried_again(tmp_path, start, surveys, 
     """No room today may be room tomorrow."""
     write_volume(tmp_path / "raw" / "c.nii.gz", ct_array(seed=3))
 
-    def no_memory(found: Found, *_) -> None:
-        raise MemoryError
-
     inspect = survey_module.inspect_scan
     monkeypatch.setattr(survey_module, "inspect_scan", no_memory)
     start()
@@ -164,9 +165,6 @@ def test_what_failed_without_an_answer_is_tried_again(tmp_path, start, surveys, 
 def test_a_changed_scan_that_cannot_be_read_is_tried_again(tmp_path, start, surveys, monkeypatch):
     """Its earlier answer is there, and is not this one."""
     inspect = survey_module.inspect_scan
-
-    def no_memory(found: Found, *_) -> None:
-        raise MemoryError
 
     monkeypatch.setattr(survey_module, "inspect_scan", no_memory)
     rewritten(tmp_path)
@@ -189,16 +187,16 @@ def test_cases_that_are_gone_are_looked_for_at_each_start(tmp_path, start, surve
 
 
 def test_a_plan_that_is_changed_meanwhile_is_compared(tmp_path, start, surveys, monkeypatch):
-    """By a start with --update beside this one."""
+    """By another start with --update at the same time."""
     write_volume(tmp_path / "raw" / "c.nii.gz", ct_array(seed=3))
     compare = prepare_module._kept_plan
 
-    def beside(*args):
+    def with_another(*args):
         monkeypatch.setattr(prepare_module, "_kept_plan", compare)
         start(update=True)
         return compare(*args)
 
-    monkeypatch.setattr(prepare_module, "_kept_plan", beside)
+    monkeypatch.setattr(prepare_module, "_kept_plan", with_another)
     said: list[str] = []
     start(said=said)
     assert "1 new" in said[0]

@@ -111,7 +111,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--name", default="natural images", help="of the images, for the file")
-    parser.add_argument("--cite", action="append", default=[], help="whose they are")
+    parser.add_argument("--cite", action="append", default=[], help="a citation of the images")
     args = parser.parse_args()
     keep_freed_memory()
     with by_onednn(torch.device("cpu")):

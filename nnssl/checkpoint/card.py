@@ -96,10 +96,10 @@ def card(
     parts = [
         _front(licence, _tags(loaded)),
         f"# {_cell(header['method'])}: a pretrained Swin encoder{' for CT' if loaded.hu else ''}\n",
-        CONVERTED if foreign else PRETRAINED.format(_how(header)),
+        CONVERTED if foreign else PRETRAINED.format(_how(loaded)),
         _markdown_table(_card_rows(loaded, licence, about)),
         about,
-        "## Use\n\n" + _use(named, header["plan"]["spacing"]),
+        "## Use\n\n" + _use(named, loaded.spacing is not None),
         _input(header["plan"], header["encoder"]["spatial_dims"], loaded.hu),
         _figures(header),
         _adapted(foreign),
@@ -143,17 +143,16 @@ def _started_from(header: Mapping) -> dict[str, str]:
     return {"started from": describe_start({**start, "checkpoint": name}) + labels}
 
 
-def _how(header: Mapping) -> str:
-    if header.get("supervised"):
+def _how(loaded: Checkpoint) -> str:
+    if loaded.header.get("supervised"):
         return "with labels"
-    if header.get("start", {}).get("supervised"):
+    if loaded.has_seen_labels:
         return "without labels from an encoder that had been trained with labels"
     return "without labels"
 
 
 def _tags(loaded: Checkpoint) -> list[str]:
-    header = loaded.header
-    without_labels = _how(header) == "without labels" and "foreign" not in header
+    without_labels = not loaded.has_seen_labels and "foreign" not in loaded.header
     are_true = {CT: loaded.hu is not None, WITHOUT_LABELS: without_labels}
     return [tag for tag in TAGS if are_true.get(tag, True)]
 
@@ -166,31 +165,29 @@ CONVERTED = (
     "An encoder for medical images from third-party weights, in the form of nnssl-swin. "
     "For research; not a medical device.\n"
 )
-USE = """With nnssl-swin installed beside nnU-Net:
+USE = """With nnssl-swin and nnU-Net installed:
 
 ```bash
-nnssl_inspect hf://OWNER/REPO                      # what is in it
-nnssl_embed -c hf://OWNER/REPO -i SCANS -o OUT     # features of scans
-nnssl_plan -d DATASET -c hf://OWNER/REPO           # and on to nnUNetv2_train -tr SwinSSLTrainer
+nnssl_inspect {named}                      # what is in it
+nnssl_embed -c {named} -i SCANS -o OUT{option}     # features of scans
+nnssl_plan -d DATASET -c {named}           # and on to nnUNetv2_train -tr SwinSSLTrainer
 ```
 
 ```python
 import nnssl
 
-encoder = nnssl.load_encoder("hf://OWNER/REPO")
+encoder = nnssl.load_encoder("{named}"{argument}
 maps = encoder(encoder.preprocess("scan.nii.gz"))  # five maps [1 C Z Y X], of strides 2 to 32
 ```
 """
 
 
-def _use(named: str, spacing: list | None) -> str:
-    """The commands, with the spacing that has to be said where the file has none."""
-    text = USE.replace(HUB, named)
-    if spacing:
-        return text
-    return text.replace("-i SCANS -o OUT ", "-i SCANS -o OUT --spacing Z Y X ").replace(
-        f'load_encoder("{named}")', f'load_encoder("{named}", spacing=(z, y, x))  # mm'
-    )
+def _use(named: str, has_spacing: bool) -> str:
+    """The commands, with the spacing that has to be given where the file has none."""
+    option, argument = " --spacing Z Y X", ", spacing=(z, y, x))  # mm"
+    if has_spacing:
+        option, argument = "", ")"
+    return USE.format(named=named, option=option, argument=argument)
 
 
 def _front(licence: str, tags: Iterable[str]) -> str:

@@ -56,6 +56,23 @@ class Checkpoint:
         """Name and options of the fine-tuning decoder that was pretrained as well, if any."""
         return self.header.get("decoder")
 
+    @property
+    def has_seen_labels(self) -> bool:
+        """Whether its encoder was trained with labels, or started from one that was."""
+        start = self.header.get("start", {})
+        return bool(self.header.get("supervised") or start.get("supervised"))
+
+    def as_start(self, named: str) -> dict:
+        """The header's entry `start` for an encoder that starts from this one; `named`: how the
+        user or the file is to name it.
+        """
+        return {
+            "checkpoint": named,
+            "sha256": self.sha256,
+            "method": self.method,
+            "supervised": self.has_seen_labels,
+        }
+
     def part(self, prefix: str) -> dict[str, Tensor]:
         """The tensors whose names begin with `prefix`, without it."""
         return {

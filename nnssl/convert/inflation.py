@@ -34,5 +34,5 @@ def in_3d(loaded: Checkpoint) -> dict:
     encoder.load_state_dict(adapt.inflated(flat))
     kept = {name: said for name, said in header.items() if name not in ("decoder", "probe")}
     crop = [min(loaded.crop), *loaded.crop]
-    start = {"checkpoint": loaded.path.name, "sha256": loaded.sha256, "method": loaded.method}
+    start = loaded.as_start(loaded.path.name)
     return checkpoint.pack(encoder, {**kept, "crop": crop, "start": start}, loaded.citations)

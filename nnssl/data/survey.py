@@ -152,7 +152,7 @@ def _file_signatures(scans: Sequence[Found]) -> tuple[dict[Found, list], dict[Fo
             failed[scan] = not_read(scan)
         elif scan.series != ALL_SERIES:
             try:
-                signatures[scan] = size_and_time(scan)
+                signatures[scan] = size_and_time(scan.path)
             except OSError as error:
                 failed[scan] = f"cannot be read: {error.strerror}"
     return signatures, failed

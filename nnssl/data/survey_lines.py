@@ -25,9 +25,9 @@ def line_file(scan: Found, folder: Path) -> Path:
     return folder / LINES / f"{fingerprint([scan.path, scan.series])}.json"
 
 
-def size_and_time(scan: Found) -> list[int]:
-    """Size in bytes and time of change of a scan that is a file."""
-    status = os.stat(scan.path)  # noqa: PTH116 - for every scan of the collection
+def size_and_time(path: Path | str) -> list[int]:
+    """Size in bytes and time of change of a file."""
+    status = os.stat(path)  # noqa: PTH116 - for every scan of the collection
     return [status.st_size, status.st_mtime_ns]
 
 
@@ -58,7 +58,7 @@ def is_same_scan(before: Found, now: Found, folder: Path | str) -> bool:
 def _is_same(before: Found, now: Found, known: list[int]) -> bool:
     """`known`: size and time of change of a file that was `before`."""
     compared = 2 if Path(before.path).exists() else 1
-    return bool(now.series) or size_and_time(now)[:compared] == known[:compared]
+    return bool(now.series) or size_and_time(now.path)[:compared] == known[:compared]
 
 
 def kept_line(scan: Found, signature: list, folder: Path) -> ScanReport | None:
@@ -71,6 +71,14 @@ def kept_line(scan: Found, signature: list, folder: Path) -> ScanReport | None:
         return known if kept["signature"] == signature else None
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None
+
+
+def is_kept(line: ScanReport, folder: Path) -> bool:
+    """Whether this reason is what was kept of the scan, and not one of before it changed."""
+    try:
+        return read_json(line_file(line.found, folder))["line"]["reason"] == line.reason
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def pack_histogram(histogram: np.ndarray) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 from nnssl.data.plan import Plan
 from nnssl.data.scans import ALL_SERIES, NOT_READ, Found, not_read
 from nnssl.data.survey import SURVEY_VERSION, is_reported
-from nnssl.data.survey_lines import LINES, line_file, size_and_time
+from nnssl.data.survey_lines import LINES, is_kept, size_and_time
 from nnssl.data.survey_report import ScanReport
 from nnssl.files import read_json, write_json
 
@@ -38,7 +38,7 @@ def digest_of(scans: Iterable[Found]) -> str | None:
 
 
 def _state_of(scan: Found) -> Sequence:
-    return [not_read(scan)] if scan.series in NOT_READ else size_and_time(scan)
+    return [not_read(scan)] if scan.series in NOT_READ else size_and_time(scan.path)
 
 
 class Unchanged:
@@ -80,7 +80,7 @@ class Unchanged:
         )
 
     def _content(self, digest: str, said: Sequence[str]) -> dict:
-        answers = size_and_time(Found(str(self.folder / LINES)))
+        answers = size_and_time(self.folder / LINES)
         return {
             "digest": digest,
             "searched": [str(Path(folder).absolute()) for folder in self._searched],
@@ -92,19 +92,11 @@ class Unchanged:
     def _plan_state(self) -> list[int] | None:
         """Changes when plan.json does; None where there is none."""
         try:
-            return size_and_time(Found(str(self.folder / "plan.json")))
+            return size_and_time(self.folder / "plan.json")
         except OSError:
             return None
 
 
 def _is_final(line: ScanReport, folder: Path) -> bool:
     """False for what failed without an answer, which the next survey tries again."""
-    return line.kept or line.series in NOT_READ or _is_answer(line, folder)
-
-
-def _is_answer(line: ScanReport, folder: Path) -> bool:
-    """Whether the kept line is this one, and not that of the scan before it changed."""
-    try:
-        return read_json(line_file(line.found, folder))["line"]["reason"] == line.reason
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
+    return line.kept or line.series in NOT_READ or is_kept(line, folder)

@@ -4,7 +4,6 @@ checkpoint.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,19 +31,9 @@ def encoder(
     loaded = checkpoint.load(earlier)
     config = replace(loaded.encoder_config, drop_path=drop_path)
     _require_fitting(config, dims, earlier)
-    started = {
-        "checkpoint": str(earlier),
-        "sha256": loaded.sha256,
-        "method": loaded.method,
-        "supervised": has_seen_labels(loaded.header),
-    }
     size = loaded.header.get("preset", OTHER_SIZE)
-    return _loaded(loaded, config, checkpointing), {"start": started, "preset": size}
-
-
-def has_seen_labels(header: Mapping) -> bool:
-    """Whether an encoder was trained with labels, or started from one that was."""
-    return bool(header.get("supervised") or header.get("start", {}).get("supervised"))
+    started = {"start": loaded.as_start(str(earlier)), "preset": size}
+    return _loaded(loaded, config, checkpointing), started
 
 
 def _loaded(loaded: checkpoint.Checkpoint, config: SwinConfig, checkpointing: bool) -> Swin:

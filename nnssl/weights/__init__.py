@@ -30,7 +30,6 @@ class Released:
     summary: str
     good_for: str
     unknown: str
-    dims: int = 3
     of_ct: bool = True  # and so not made for other modalities
 
     @property
@@ -69,7 +68,6 @@ RELEASED = {
             "alone",
             "slices of any modality (2d), few labels; measured on the heart in MRI",
             "other organs, CT, long trainings",
-            dims=2,
             of_ct=False,
         ),
     )
