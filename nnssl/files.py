@@ -282,6 +282,11 @@ def names_in(folder: Path | str) -> set[str]:
         return set()
 
 
+def is_file(path: Path | str) -> bool:
+    """Not, either, where this user may not look: `Path.is_file` raises there before Python 3.14."""
+    return os.path.isfile(path)  # noqa: PTH113
+
+
 def inside(folder: Path | str, name: str) -> Path:
     """`folder/name`, refused with ValueError when `name` would lead out of `folder`, itself or as a
     link.

@@ -83,7 +83,8 @@ def _says_no_hu(channel: str, values: Mapping, what: str) -> str:
         f"channel {channel} calls itself CT, but its labelled voxels are from "
         f"{values['min']:g} to {values['max']:g}: {what}, no Hounsfield units, and the "
         "map to the pretraining's HU is of no use. Put the HU back into the images, or "
-        'call the channel otherwise ("channel_names" in dataset.json), and plan again'
+        'call the channel otherwise ("channel_names" in dataset.json), and plan again; then repeat '
+        "nnssl_plan, for plans that it has made"
     )
 
 

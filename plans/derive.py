@@ -40,24 +40,45 @@ def derive(request: PlansRequest) -> Path:
     """Write the plans file and return its path. Raises ValueError and FileNotFoundError, whose
     messages say what to type.
     """
-    from nnssl.plans.planner import PlannedStart
-
     check_request(request)
     recipe = Recipe.chosen(request.recipe)
     folder = _dataset_folder(request.dataset)
     path = files.inside(folder, f"{request.name}.json")
     base = _base_plans(folder, request) if request.base else None
-    start = (
-        PlannedStart(preset(request.preset))
-        if request.preset
-        else PlannedStart.of(request.checkpoint)
-    )
+    start = _start(request, folder, base)
     request = replace(request, decoder=request.decoder or start.decoder)
     _refuse_to_overwrite(path)
     plans = base or _plans_from_planner(request, folder, start)
     _complete(plans, request, start, recipe)
     files.write_json(path, plans)
     return path
+
+
+def _start(request: PlansRequest, folder: Path, base: dict | None) -> PlannedStart:
+    """The preset's or the checkpoint's. Where none is named, that of the images' dimensions."""
+    from nnssl.plans.planner import PlannedStart
+
+    if request.preset:
+        return PlannedStart(preset(request.preset))
+    flat = not request.checkpoint and _are_slices(request, folder, base)
+    return PlannedStart.of(request.checkpoint, 2 if flat else 3)
+
+
+def _are_slices(request: PlansRequest, folder: Path, base: dict | None) -> bool:
+    """Whether nnU-Net plans 2D alone for these images."""
+    if base:
+        return all(_dims(base["configurations"], name) == 2 for name in base["configurations"])
+    return all(shape[0] == 1 for shape in _fingerprint(request, folder)["shapes_after_crop"])
+
+
+def _fingerprint(request: PlansRequest, folder: Path) -> dict:
+    """nnU-Net's, of the dataset; taken where it is missing."""
+    _require_raw(request.dataset, folder.name)
+    from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import (
+        DatasetFingerprintExtractor,
+    )
+
+    return DatasetFingerprintExtractor(folder.name).run(overwrite_existing=False)
 
 
 def _complete(plans: dict, request: PlansRequest, start: PlannedStart, recipe: Recipe) -> None:
@@ -164,7 +185,8 @@ def _about_configuration(name: str, configuration: dict, fits: bool) -> str:
 
 def _training_line(plans: dict, fits: list[str], folder: Path, request: PlansRequest) -> str:
     """For the first configuration that the checkpoint fits; where it fits none, the first."""
-    names = ("3d_fullres", *fits, *plans["configurations"])
+    known = plans["configurations"]
+    names = [name for name in ("3d_fullres", *fits, *known) if name in known]
     first = next(name for name in names if name in fits or not fits)
     trainer = "SwinSSLTrainer" if plans.get(INFO) and fits else "SwinScratchTrainer"
     return (
@@ -232,17 +254,10 @@ def _require_raw(dataset: str | int, name: str) -> None:
 
 
 def _plans_from_planner(request: PlansRequest, folder: Path, start: PlannedStart) -> dict:
-    """Plans by our planner, which are not written yet; the dataset's fingerprint is taken first
-    where it is missing.
-    """
-    _require_raw(request.dataset, folder.name)
-    from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import (
-        DatasetFingerprintExtractor,
-    )
-
+    """Plans by our planner, which are not written yet."""
+    _fingerprint(request, folder)  # raises where there is no dataset to take it of
     from nnssl.plans.planner import SwinPlanner
 
-    DatasetFingerprintExtractor(folder.name).run(overwrite_existing=False)
     spacing = _target_spacing(request, start)
     with contextlib.redirect_stdout(io.StringIO()):  # nnU-Net prints each plan as a dictionary
         return SwinPlanner(

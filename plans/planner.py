@@ -35,23 +35,13 @@ from nnssl.finetune.architecture import (
     encoder_for,
     permute_axes,
 )
+from nnssl.finetune.plans_data import data_settings
 from nnssl.hu import HUPolicy
 from nnssl.plans import memory_model
 from nnssl.plans.patch import plan_batch, plan_patch
 from nnssl.recipe import Recipe
 from nnssl.types import Shape, Spacing
 
-# What preprocessed data depend on; the rest of a configuration is about the network.
-OF_THE_DATA = (
-    "preprocessor_name",
-    "spacing",
-    "normalization_schemes",
-    "use_mask_for_norm",
-    "resampling_fn_data",
-    "resampling_fn_seg",
-    "resampling_fn_data_kwargs",
-    "resampling_fn_seg_kwargs",
-)
 # steps whose maps are to have no odd sizes; they hold most of the memory, and the first stage's
 # windows fit
 FINE = 3
@@ -73,12 +63,12 @@ class PlannedStart:
         return ((self.info or {}).get("decoder") or {"name": DECODER})["name"]
 
     @classmethod
-    def of(cls, named: Path | str | None = None) -> PlannedStart:
-        """From a checkpoint: `named`, or found as the trainers find it. Raises NoCheckpointError,
-        CheckpointError.
+    def of(cls, named: Path | str | None = None, dims: int = 3) -> PlannedStart:
+        """From a checkpoint: `named`, or found as the trainers of configurations of as many `dims`
+        find it. Raises NoCheckpointError, CheckpointError.
         """
         given = {"checkpoint_path": str(named)} if named else {}
-        choice = checkpoint_choice.choose(given, "nnssl_plan -c")
+        choice = checkpoint_choice.choose(given, "nnssl_plan -c", dims)
         loaded = checkpoint.load(choice.path)
         return cls(
             loaded.encoder_config, loaded.hu, checkpoint_choice.pretrain_info(choice, loaded)
@@ -217,23 +207,14 @@ class SwinPlanner(ExperimentPlanner):
         return manager.num_segmentation_heads
 
     def _data_identifier(self, plan: dict, own: str) -> str:
-        """That of nnU-Net's own plans where these would preprocess the same; else an own one."""
+        """That of nnU-Net's own plans where these would preprocess the same; else an own one, which
+        changes with the data: plans of the same name may be made again at another spacing.
+        """
+        settings = data_settings(self._top, plan)
+        recursive_fix_for_json_export(settings)
         path = Path(nnUNet_preprocessed, self.dataset_name, f"{BASE}.json")
-        if not path.is_file():
-            return own
-        theirs, name = files.read_json(path), own.removeprefix(f"{self.plans_identifier}_")
-        other = theirs["configurations"].get(name, {})
-        same_axes = list(theirs.get("transpose_forward", [])) == self._top["transpose_forward"]
-        return other["data_identifier"] if same_axes and _same_data(plan, other) else own
-
-
-def _same_data(plan: dict, other: dict) -> bool:
-    """Whether two configurations preprocess the same."""
-    return all(_equal(plan[key], other.get(key)) for key in OF_THE_DATA)
-
-
-def _equal(a: object, b: object) -> bool:
-    if isinstance(a, np.ndarray):
-        other = np.asarray(b if b is not None else [])
-        return a.shape == other.shape and bool(np.allclose(a, other, rtol=1e-5))
-    return a == b
+        theirs = files.read_json(path) if path.is_file() else {"configurations": {}}
+        other = theirs["configurations"].get(own.removeprefix(f"{self.plans_identifier}_"))
+        if other and data_settings(theirs, other) == settings:
+            return other["data_identifier"]
+        return f"{own}_{files.fingerprint(settings)}"

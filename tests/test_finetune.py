@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
@@ -323,14 +324,86 @@ def test_a_resumed_model_is_that_of_its_own_checkpoint(nnunet_env, monkeypatch, 
     assert INFO not in now
 
 
-def test_folds_of_different_pretrainings_are_not_mixed(tmp_path):
-    finetune.refuse_mixed_folds(tmp_path, 0, {"sha256": "a"})
-    files.write_json(tmp_path / "plans.json", {INFO: {"sha256": "a"}})
+def of_fold(sha256: str | None = "a") -> dict:
+    """Plans of a fold from this checkpoint; None: from none."""
+    return nnunet_plans() | ({INFO: {"sha256": sha256}} if sha256 else {})
+
+
+@pytest.fixture
+def trained_model(tmp_path) -> Path:
+    """A model's folder whose fold 0 was trained to the end, by `of_fold()`."""
+    files.write_json(tmp_path / "plans.json", of_fold())
     (tmp_path / "fold_0").mkdir()
     (tmp_path / "fold_0" / "checkpoint_final.pth").touch()
-    finetune.refuse_mixed_folds(tmp_path, 1, {"sha256": "a"})
-    finetune.refuse_mixed_folds(tmp_path, 0, {"sha256": "b"})  # this very fold, trained again
+    return tmp_path
+
+
+def test_folds_of_different_pretrainings_are_not_mixed(tmp_path, trained_model):
+    finetune.refuse_mixed_folds(tmp_path / "none", 0, of_fold(), "3d_fullres")
+    finetune.refuse_mixed_folds(trained_model, 1, of_fold(), "3d_fullres")
+    # this very fold, trained again
+    finetune.refuse_mixed_folds(trained_model, 0, of_fold("b"), "3d_fullres")
     with pytest.raises(OriginError, match=r"1 fold\(s\) trained from the checkpoint with sha256 a"):
-        finetune.refuse_mixed_folds(tmp_path, 1, {"sha256": "b"})
+        finetune.refuse_mixed_folds(trained_model, 1, of_fold("b"), "3d_fullres")
     with pytest.raises(OriginError, match="this run has plans without a checkpoint"):
-        finetune.refuse_mixed_folds(tmp_path, 1, {})
+        finetune.refuse_mixed_folds(trained_model, 1, of_fold(None), "3d_fullres")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "differs"),
+    [
+        ("spacing", [3.0, 2.0, 2.0], "spacing"),
+        ("normalization_schemes", ["ZScoreNormalization"], "normalization_schemes"),
+        ("architecture", {"network_class_name": "Swin"}, "architecture"),
+        ("architecture", {"of_a_later_version": 1}, None),
+        ("patch_size", [32, 32, 32], None),
+    ],
+)
+def test_folds_of_different_networks_or_data_are_not_mixed(trained_model, key, value, differs):
+    plans = of_fold()
+    entry = plans["configurations"]["3d_fullres"]
+    entry[key] = entry[key] | value if isinstance(value, dict) else value
+    if differs is None:
+        finetune.refuse_mixed_folds(trained_model, 1, plans, "3d_fullres")
+        return
+    with pytest.raises(OriginError, match=f"of another network or other data.*: {differs}. Create"):
+        finetune.refuse_mixed_folds(trained_model, 1, plans, "3d_fullres")
+
+
+def test_a_training_stops_where_nnunets_plans_have_changed_beneath_its_own(tmp_path):
+    """Its data are shared with them, and may have been preprocessed again."""
+    base, own = nnunet_plans(), nnunet_plans() | {"plans_name": "own"}
+    for name, content in (("nnUNetPlans", base), ("own", own)):
+        files.write_json(tmp_path / f"{name}.json", content)
+    base["configurations"]["2d"]["spacing"] = [2.0, 2.0]  # of another configuration
+    files.write_json(tmp_path / "nnUNetPlans.json", base)
+    finetune.require_same_data(tmp_path, own, "3d_fullres")
+    finetune.require_same_data(tmp_path, own, "3d_cascade_fullres")
+    base["foreground_intensity_properties_per_channel"]["0"]["mean"] = 0.4
+    base["configurations"]["3d_fullres"]["batch_size"] = 9  # nothing of the data
+    files.write_json(tmp_path / "nnUNetPlans.json", base)
+    finetune.require_same_data(tmp_path, base, "3d_fullres")  # nnU-Net's own
+    said = "plans own use the data of nnUNetPlans, which have been planned again.*: intensities ch"
+    for configuration in ("3d_fullres", "3d_cascade_fullres"):
+        with pytest.raises(ValueError, match=said):
+            finetune.require_same_data(tmp_path, own, configuration)
+    (tmp_path / "nnUNetPlans.json").unlink()
+    finetune.require_same_data(tmp_path, own, "3d_fullres")
+
+
+def test_a_checkpoint_where_this_user_may_not_look_is_searched_by_its_hash(
+    nnunet_env, monkeypatch, tmp_path
+):
+    """Plans of somebody else, who keeps the home to himself: `Path.is_file` raises there."""
+    moved = pretrained(tmp_path)
+    monkeypatch.setenv(checkpoint_choice.VARIABLE, str(moved))
+    private, look = "/private/checkpoint_final.pth", Path.is_file
+
+    def is_file(path: Path) -> bool:
+        if str(path).startswith(private):
+            raise PermissionError(path)
+        return look(path)
+
+    monkeypatch.setattr(Path, "is_file", is_file)
+    choice = checkpoint_choice.choose({"checkpoint_path": private, "sha256": files.sha256(moved)})
+    assert choice.path == moved

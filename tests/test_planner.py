@@ -17,7 +17,7 @@ from nnssl import cli, files, finetune
 from nnssl.encoder.presets import preset
 from nnssl.finetune.architecture import INFO, PLANNED, RECIPE, is_ours, steps_of
 from nnssl.plans import memory_model
-from nnssl.plans.derive import PlansRequest, derive
+from nnssl.plans.derive import PlansRequest, derive, describe_plans
 from nnssl.plans.patch import plan_batch, plan_patch
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -102,7 +102,7 @@ def test_data_are_shared_with_nnunets_plans_only_where_both_would_preprocess_the
     shape, spacing, _ = KINDS["head and neck CT"]
     synthetic_dataset(nnunet_env, shape, spacing)
     own = plan(nnunet_env, "head and neck CT", name="own")["configurations"]
-    assert own["3d_fullres"]["data_identifier"] == "own_3d_fullres"
+    assert own["3d_fullres"]["data_identifier"].startswith("own_3d_fullres_")
     plan_experiment_dataset(ID)
     shared = plan(nnunet_env, "head and neck CT")["configurations"]
     assert {name: c["data_identifier"] for name, c in shared.items()} == {
@@ -118,13 +118,22 @@ def test_data_are_shared_with_nnunets_plans_only_where_both_would_preprocess_the
         checkpoint=path,
     )
     assert other["configurations"]["3d_fullres"]["spacing"] == [3.0, 2.0, 2.0]
-    assert other["configurations"]["3d_fullres"]["data_identifier"] == "other_3d_fullres"
+    assert other["configurations"]["3d_fullres"]["data_identifier"].startswith("other_3d_fullres_")
     assert other[PLANNED]["spacing"] == "pretraining"
     assert other[PLANNED]["checkpoint_fits"] == ["3d_fullres"]
     assert other[INFO]["hu"]["sd"] == 310.0
     assert other["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]["intensity"][
         "scale"
     ] == [150 / 310]
+
+
+def test_images_of_slices_are_planned_from_the_2d_weights(nnunet_env, tmp_path):
+    plans = plan(nnunet_env, "photographs", preset=None)
+    assert plans[INFO]["checkpoint_path"] == "natural_tiny"
+    assert plans[PLANNED]["checkpoint_fits"] == ["2d"]
+    request = PlansRequest(NAME, checkpoint=str(pretrained(tmp_path)))
+    said = describe_plans(derive(request), request)  # a 3D checkpoint, which fits none of them
+    assert said.endswith("2d 0 -tr SwinScratchTrainer -p nnUNetSwinPlans")
 
 
 def test_the_planner_is_nnunets_own_and_works_through_its_interface(
@@ -192,11 +201,16 @@ def test_the_commands_plan_preprocess_and_say_what_to_type(nnunet_env, monkeypat
         "-np",
         1,
     )
-    data = nnunet_env["nnUNet_preprocessed"] / NAME / "nnUNetSwinPlans_3d_fullres"
+    (data,) = (nnunet_env["nnUNet_preprocessed"] / NAME).glob("nnUNetSwinPlans_3d_fullres_*")
     assert len(list(data.glob("*.pkl"))) == 3
     monkeypatch.setattr(sys, "argv", ["nnssl_plan", *requested])
     assert cli.plan() == 0
     assert "-c 2d\n" in capsys.readouterr().out
+    # data of another spacing under the same name of plans would be trained on
+    elsewhere = ["3" if word == "6" else word for word in requested]
+    monkeypatch.setattr(sys, "argv", ["nnssl_plan", *elsewhere])
+    assert cli.plan() == 0
+    assert "-c 2d 3d_fullres\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from types import SimpleNamespace
 
 import pytest
@@ -29,6 +30,16 @@ def test_a_checkpoint_cut_short_gives_way_to_the_best(tmp_path, fraction):
     trainer = SimpleNamespace(print_to_log_file=said.append, was_initialized=False)
     with pytest.raises(ValueError, match=r"latest.pth is truncated.*without --c"):
         SwinSSLTrainer.load_checkpoint(trainer, str(latest))
+
+
+@pytest.mark.parametrize("newest", ["checkpoint_latest.pth", "checkpoint_best.pth"])
+def test_a_final_checkpoint_cut_short_gives_way_to_the_newest(tmp_path, newest):
+    final = tmp_path / "checkpoint_final.pth"
+    final.write_bytes(b"PK")
+    for name in ("checkpoint_latest.pth", "checkpoint_best.pth"):
+        torch.save({"epoch": 3}, tmp_path / name)
+        os.utime(tmp_path / name, (0, 2 if name == newest else 1))
+    assert whole(str(final), print) == str(tmp_path / newest)
 
 
 def test_what_is_no_file_is_nnunets_to_judge(tmp_path):

@@ -174,6 +174,19 @@ def test_what_is_validated_and_saved_is_the_average_and_what_goes_on_are_the_raw
     assert not changed(weights(trainer), weights(resumed))
 
 
+def test_a_training_that_goes_on_without_an_average_has_none(ready, tmp_path):
+    """The recipe has changed: what was averaged before would be saved to the end."""
+    first = ready("SwinSSLTrainer", epochs=8, ema=0.9, lr=1e-2)
+    train_epoch(first, 0, steps=4)
+    raw = weights(first)
+    first.save_checkpoint(str(tmp_path / "saved.pth"))
+    resumed = ready("SwinSSLTrainer", epochs=8, ema=0.0, lr=1e-2)
+    resumed.load_checkpoint(str(tmp_path / "saved.pth"))
+    assert not changed(raw, weights(resumed))
+    resumed.on_validation_epoch_start()
+    assert not changed(raw, weights(resumed))
+
+
 def test_a_training_begins_with_the_moments_of_its_own_patches_and_goes_on_with_them(
     ready, monkeypatch, tmp_path
 ):

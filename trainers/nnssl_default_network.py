@@ -7,6 +7,8 @@ iterations, the fraction of foreground and mirroring.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
@@ -32,6 +34,15 @@ class DefaultNetworkTrainer(nnUNetTrainer):
         self.num_val_iterations_per_epoch = recipe.val_iterations
         if self.device.type == "cpu":
             finetune.prepare_cpu()
+
+    def on_train_start(self) -> None:
+        """Raises OtherDataError before anything is trained on data of other plans."""
+        finetune.require_same_data(
+            Path(self.preprocessed_dataset_folder_base),
+            self.plans_manager.plans,
+            self.configuration_name,
+        )
+        super().on_train_start()
 
     def configure_rotation_dummyDA_mirroring_and_inital_patch_size(  # noqa: N802 nnU-Net's name
         self,

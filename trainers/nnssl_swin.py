@@ -44,11 +44,11 @@ class SwinTrainer(DefaultNetworkTrainer):
         dataset_json: dict,
         device: torch.device = torch.device("cuda"),  # noqa: B008 nnU-Net's own signature
     ) -> None:
-        self.unresolved: ValueError | None = None
+        self.unresolved: ValueError | OSError | None = None
         try:
             finetune.resolve_architecture(plans, configuration)
         # raised when the network is built, unless a saved model brings its own
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             self.unresolved = error
         self.continues = False
         self.watch: Watch | None = None
@@ -77,7 +77,9 @@ class SwinTrainer(DefaultNetworkTrainer):
 
     def _start(self) -> None:
         network, info = finetune.unwrap(self.network), self._pretrain_info
-        finetune.refuse_mixed_folds(self.output_folder_base, self.fold, info)
+        finetune.refuse_mixed_folds(
+            self.output_folder_base, self.fold, self.plans_manager.plans, self.configuration_name
+        )
         started = self.start()
         finetune.start_heads(network, self.label_manager.has_regions)
         lines = [*started, *self._lines()]

@@ -89,9 +89,9 @@ def _check_sha256(text: str, found: str, wanted: str) -> None:
 def _local_path(where: Path | str) -> Path:
     """Of a path, a folder that `nnssl_convert --hub` wrote, or released weights."""
     path, inside = Path(where), Path(where, MODEL)
-    if inside.is_file():
+    if files.is_file(inside):
         return inside
-    return released(str(where)) if is_released(where) and not path.is_file() else path
+    return released(str(where)) if is_released(where) and not files.is_file(path) else path
 
 
 def is_released(where: Path | str) -> bool:

@@ -9,6 +9,7 @@ load_checkpoint  restore_plans          a model is that of its own checkpoint, n
 """
 
 from nnssl.finetune.average import Average
+from nnssl.finetune.folds import refuse_mixed_folds
 from nnssl.finetune.layer_decay import (
     HEADS,
     describe_recipe,
@@ -19,12 +20,12 @@ from nnssl.finetune.layer_decay import (
 )
 from nnssl.finetune.lora import add_lora, describe_lora, keep_factors
 from nnssl.finetune.moments import PATCHES, calibrate_norms, needs_moments, start_heads
+from nnssl.finetune.plans_data import require_same_data
 from nnssl.finetune.plans_file import (
     build_network,
     cascaded_labels,
     deep_supervision_scales,
     deep_supervision_weights,
-    refuse_mixed_folds,
     require_architecture,
     resolve,
     resolve_architecture,
@@ -61,6 +62,7 @@ __all__ = [
     "random_start",
     "refuse_mixed_folds",
     "require_architecture",
+    "require_same_data",
     "resolve",
     "resolve_architecture",
     "restore_plans",

@@ -86,4 +86,6 @@ class Average:
             self._others = self._copies()
             for name, parameter in self._named.items():
                 parameter.copy_(raw[name])
+        if not self.decay:  # the recipe has changed: nothing would keep the average up to date
+            self.updates = 0
         return state

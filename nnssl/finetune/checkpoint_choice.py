@@ -96,7 +96,7 @@ def _named(path: str, by: str, sha256: str | None = None) -> CheckpointChoice:
     if ours and path == ours.name:  # as plans record it, whatever lies here under that name
         return CheckpointChoice(address.released(ours.name), by, sha256, path)
     there, unreachable = _fetched(path)
-    if there.is_file() and not unreachable:
+    if files.is_file(there) and not unreachable:
         return CheckpointChoice(there, by, sha256, path)
     if sha256 and (moved := _moved(there.name, sha256)):
         return CheckpointChoice(moved, f"{by}, by its sha256: it is no longer at {path}", sha256)
@@ -122,7 +122,7 @@ def _moved(name: str, sha256: str) -> Path | None:
     """A file with this hash that the variable names, that came with this package, or that lies
     under the results with this or the usual name.
     """
-    candidates = [path for path in dict.fromkeys(_candidates(name, sha256)) if path.is_file()]
+    candidates = [path for path in dict.fromkeys(_candidates(name, sha256)) if files.is_file(path)]
     return next((path for path in candidates if files.sha256(path) == sha256), None)
 
 

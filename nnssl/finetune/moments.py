@@ -67,6 +67,7 @@ def _moments(network: SwinUNETR, images: Iterable[Tensor]) -> list[Tensor]:
 
 
 def _mean_and_square(x: Tensor) -> Tensor:
+    x = x.cpu() if x.device.type == "mps" else x  # Apple's GPUs have no float64
     rows = x.double().movedim(1, -1).flatten(0, -2)
     return torch.stack([rows.mean(0), rows.square().mean(0)])
 

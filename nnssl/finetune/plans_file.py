@@ -4,9 +4,7 @@ checkpoint after it.
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from nnssl import checkpoint, files
+from nnssl import checkpoint
 from nnssl.finetune.architecture import DECODER, INFO, architecture, is_ours, steps_of
 from nnssl.finetune.checkpoint_choice import (
     CheckpointChoice,
@@ -17,7 +15,6 @@ from nnssl.finetune.checkpoint_choice import (
 )
 from nnssl.network.swin_unetr import SwinUNETR, output_sizes
 from nnssl.shapes import round_up
-from nnssl.types import FINAL
 
 
 def resolve_architecture(plans: dict, name: str) -> None:
@@ -94,39 +91,6 @@ def cascaded_labels(resolved: dict, input_channels: int) -> int:
     without a scheme.
     """
     return input_channels - len(resolved["normalization_schemes"])
-
-
-def refuse_mixed_folds(model: Path | str, fold: int | str, info: dict) -> None:
-    """Raises OriginError when other folds in this model's folder came from another checkpoint than
-    this run's.
-
-    All folds have one plans.json, and an ensemble of different pretrainings should be somebody's
-    decision.
-    """
-    plans, others = Path(model, "plans.json"), _other_folds(Path(model), fold)
-    if not others or not plans.is_file():
-        return
-    before, now = _pretrained_sha256(files.read_json(plans)), info.get("sha256")
-    if before != now:
-        raise OriginError(
-            f"{model} holds {others} fold(s) trained from {_by_hash(before)}, but this run has "
-            f"{_by_hash(now)}. Create separate plans for each pretraining: nnssl_plan -d DATASET "
-            "-c CHECKPOINT --name NAME, and train with -p NAME; nnssl_plan -a PRESET makes plans "
-            "without a checkpoint"
-        )
-
-
-def _by_hash(sha256: str | None) -> str:
-    return f"the checkpoint with sha256 {sha256}" if sha256 else "plans without a checkpoint"
-
-
-def _pretrained_sha256(plans: dict) -> str | None:
-    return plans.get(INFO, {}).get("sha256")
-
-
-def _other_folds(model: Path, fold: int | str) -> int:
-    """How many folds but this one were trained to the end."""
-    return sum(path.parent.name != f"fold_{fold}" for path in model.glob(f"fold_*/{FINAL}"))
 
 
 def deep_supervision_scales(resolved: dict) -> list[list[float]]:

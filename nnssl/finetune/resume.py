@@ -7,12 +7,13 @@ from pathlib import Path
 
 from nnssl.types import PrintFn
 
-BEST = "checkpoint_best.pth"
+OTHERS = ("checkpoint_latest.pth", "checkpoint_best.pth")  # that a fold may have
 
 
 def whole(checkpoint: dict | str, print_fn: PrintFn) -> dict | str:
-    """The checkpoint to load instead of `checkpoint`, a path or its content: itself, or the best
-    one of its folder where it is truncated, which is logged. Raises ValueError where there is none.
+    """The checkpoint to load instead of `checkpoint`, a path or its content: itself, or the newest
+    whole one of its folder where it is truncated, which is logged. Raises ValueError where there is
+    none.
     """
     if (
         isinstance(checkpoint, dict)
@@ -22,19 +23,22 @@ def whole(checkpoint: dict | str, print_fn: PrintFn) -> dict | str:
         return checkpoint
     path = Path(checkpoint)
     damage = f"{path} is truncated: the run ended while it was being written"
-    if best := _whole_best(path):
-        print_fn(f"WARNING: {damage}. {BEST} is used instead; training continues from its epoch")
-        return str(best)
+    if newest := _newest_whole(path):
+        print_fn(f"WARNING: {damage}. {newest.name}, of an earlier epoch, is used instead")
+        return str(newest)
     raise ValueError(
-        f"{damage}, and no {BEST} exists to continue from. Start this fold again without --c, or "
-        "use another of its checkpoints with -chk"
+        f"{damage}, and no other checkpoint exists to continue from. Start this fold again without "
+        "--c, or use another of its checkpoints with -chk"
     )
 
 
-def _whole_best(path: Path) -> Path | None:
-    """The best checkpoint beside another one, where it is whole."""
-    best = path.with_name(BEST)
-    return best if best != path and best.is_file() and _is_whole_archive(best) else None
+def _newest_whole(path: Path) -> Path | None:
+    """Of the other checkpoints in its folder. nnU-Net removes the latest only once the final one is
+    written.
+    """
+    others = [path.with_name(name) for name in OTHERS if name != path.name]
+    whole = [other for other in others if other.is_file() and _is_whole_archive(other)]
+    return max(whole, key=lambda other: other.stat().st_mtime, default=None)
 
 
 def _is_whole_archive(path: Path | str) -> bool:

@@ -51,7 +51,7 @@ RELEASED = {
             "parcels, preset tiny (2.2 M parameters), light decoder, 196 CT of head and neck at "
             "2.5 x 3.9 x 3.9 mm",
             "CT of head and neck at about 2.5 to 4 mm, with about two labelled cases",
-            "other regions, finer spacings, more labels; MRI and PET are not CT",
+            "other regions, finer spacings, long trainings; MRI and PET are not CT",
         ),
         Released(
             "smit_tiny",
@@ -67,7 +67,7 @@ RELEASED = {
             "natural images with labels (CIFAR-10), 2D, preset tiny (1.8 M parameters), encoder "
             "alone",
             "slices of any modality (2d), few labels; measured on the heart in MRI",
-            "other organs, CT, long trainings",
+            "other organs, CT in 2D, long trainings",
             of_ct=False,
         ),
     )

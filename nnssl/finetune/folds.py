@@ -1,0 +1,68 @@
+"""Folds of one model are of one pretraining, one network and the same data."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from nnssl import files
+from nnssl.finetune.architecture import INFO
+from nnssl.finetune.checkpoint_choice import OriginError
+from nnssl.finetune.plans_data import data_settings
+from nnssl.finetune.plans_file import resolve
+from nnssl.types import FINAL
+
+
+def refuse_mixed_folds(model: Path | str, fold: int | str, plans: dict, name: str) -> None:
+    """Raises OriginError when other folds in this model's folder came from another checkpoint, or
+    are of another network or other data, than this run's configuration `name` of `plans`.
+
+    All folds have one plans.json, which each training overwrites, and an ensemble of different
+    pretrainings should be somebody's decision.
+    """
+    path, others = Path(model, "plans.json"), _other_folds(Path(model), fold)
+    if not others or not path.is_file():
+        return
+    if difference := _difference(files.read_json(path), plans, name):
+        raise OriginError(
+            f"{model} holds {others} fold(s) {difference}. Create separate plans for each: "
+            "nnssl_plan -d DATASET -c CHECKPOINT --name NAME, and train with -p NAME; nnssl_plan "
+            "-a PRESET makes plans without a checkpoint"
+        )
+
+
+def _other_folds(model: Path, fold: int | str) -> int:
+    """How many folds but this one were trained to the end."""
+    return sum(path.parent.name != f"fold_{fold}" for path in model.glob(f"fold_*/{FINAL}"))
+
+
+def _difference(before: dict, now: dict, name: str) -> str:
+    """In words; empty where there is none. The recipe, patch and batch may differ."""
+    theirs, ours = _pretrained_sha256(before), _pretrained_sha256(now)
+    if theirs != ours:
+        return f"trained from {_by_hash(theirs)}, but this run has {_by_hash(ours)}"
+    then, wanted = _made_of(before, name), _made_of(now, name)
+    changed = [key for key in wanted if not _agree(then[key], wanted[key])]
+    return f"of another network or other data than this run: {', '.join(changed)}" * bool(changed)
+
+
+def _pretrained_sha256(plans: dict) -> str | None:
+    return plans.get(INFO, {}).get("sha256")
+
+
+def _by_hash(sha256: str | None) -> str:
+    return f"the checkpoint with sha256 {sha256}" if sha256 else "plans without a checkpoint"
+
+
+def _made_of(plans: dict, name: str) -> dict:
+    """Network and data of a configuration, as JSON has them."""
+    resolved = resolve(plans, name)
+    network = {"architecture": resolved["architecture"]}
+    return json.loads(json.dumps(network | data_settings(plans, resolved)))
+
+
+def _agree(a: object, b: object) -> bool:
+    """In all that both say: another version may write more."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        return all(_agree(a[key], b[key]) for key in a.keys() & b.keys())
+    return a == b
