@@ -17,6 +17,9 @@ from nnssl.recipe import Recipe
 
 
 class DefaultNetworkTrainer(nnUNetTrainer):
+    # nnU-Net declares it as None as well, which it is where there is nothing to train on
+    preprocessed_dataset_folder_base: str
+
     def __init__(
         self,
         plans: dict,
