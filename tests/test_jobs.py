@@ -23,7 +23,7 @@ from synthetic_study import ARMS, TASKS, fine_tuning, finished, program, study
 from nnssl import files
 from nnssl.commands import run_logged
 from nnssl.study.execution import collect, estimate, executor, job, jobs, runs, slurm
-from nnssl.study.execution.jobs import StudyError, Work
+from nnssl.study.execution.jobs import FineTuningJob, StudyError, Work
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -344,6 +344,53 @@ def test_what_another_study_trained_is_not_counted(tmp_path, monkeypatch):
         StudyError, match=r"fold_5 holds a training that this study did not start.*another name"
     ):
         another.begin(fine_tuning())
+
+
+def fold_of(about: FineTuningJob) -> Path:
+    """nnU-Net's folder of a job's training, with a checkpoint in it."""
+    about.training.folder.mkdir(parents=True)
+    (about.training.folder / "checkpoint_final.pth").touch()
+    return about.training.folder
+
+
+@pytest.mark.parametrize("trained", [5, 6])
+def test_splits_made_anew_give_no_run_the_training_of_another(nnunet_env, tmp_path, trained):
+    """The same cases are another entry: nnU-Net's fold 6 is what another run has trained."""
+    run = Work()
+    run.folder = tmp_path / "organs__smit__2__0"
+    run.begin(fine_tuning())
+    stored = (run.folder / jobs.JOB).read_bytes()
+    run.begin(fine_tuning(elsewhere="", val=[], fold=6))  # collected where it lies, as before
+    (run.folder / jobs.JOB).write_bytes(stored)
+    files.write_json(run.folder / jobs.OUTCOME, {"state": "done", "reason": None})
+    fold_of(fine_tuning(fold=trained))
+    with pytest.raises(StudyError, match=r"splits_final\.json was made anew") as raised:
+        run.begin(fine_tuning(fold=6))
+    for part in ("organs__smit__2__0 was begun in", "fold_5,", "fold_6:", "Put the earlier", "rem"):
+        assert part in str(raised.value)
+    assert (run.folder / jobs.JOB).read_bytes() == stored
+    assert run.is_done
+    with pytest.raises(StudyError, match="other settings"):  # is said first
+        run.begin(fine_tuning(fold=6, fingerprint="b"))
+
+
+def test_a_run_that_nobody_has_trained_moves_with_its_entry(nnunet_env, tmp_path):
+    run = Work()
+    run.folder = tmp_path / "run"
+    run.begin(fine_tuning())
+    run.begin(fine_tuning(fold=6))
+    assert jobs.read_job(run.folder) == fine_tuning(fold=6)
+
+
+def test_a_study_of_another_name_does_not_take_over_a_run(nnunet_env, tmp_path):
+    run = Work()
+    run.folder = tmp_path / "run"
+    run.begin(fine_tuning())
+    fold_of(fine_tuning())
+    with pytest.raises(
+        StudyError, match=r"study or the dataset has another name now.*earlier name back"
+    ):
+        run.begin(fine_tuning(plans="large-organs-smit"))
 
 
 PRETRAINING = """{

@@ -17,6 +17,12 @@ from nnssl.types import RESULTS
 JOB, LOG, OUTCOME, ROWS = "job.json", "log.txt", "outcome.json", "rows.jsonl"
 DONE, FAILED, NOT_DONE = "done", "failed", "missing"
 NNUNET = "nnUNetv2_train"
+# why a training would have another folder, and what to put back
+ENTRY_MOVED = (
+    "splits_final.json was made anew, and the same cases are now another entry of it",
+    "splits_final.json",
+)
+RENAMED = ("the study or the dataset has another name now", "name")
 
 
 class StudyError(RuntimeError):
@@ -65,6 +71,18 @@ class NnunetTraining:
     def command(self, device: str, program: str = NNUNET) -> Command:
         arguments = [program, self.dataset, self.configuration, str(self.fold)]
         return [*arguments, "-tr", self.trainer, "-p", self.plans, "-device", device]
+
+
+class MovedTrainingError(StudyError):
+    """The job in `folder` was begun in another folder of nnU-Net's than it would be trained in."""
+
+    def __init__(self, folder: Path, before: NnunetTraining, now: NnunetTraining) -> None:
+        cause, back = RENAMED if before.fold == now.fold else ENTRY_MOVED
+        super().__init__(
+            f"{folder.name} was begun in {before.folder}, but would be trained in {now.folder}: "
+            f"{cause}. Put the earlier {back} back, or remove {folder} and what nnU-Net trained "
+            "in both of these folders"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,18 +221,34 @@ def _forget_rows(folder: Path) -> None:
 
 
 def _refuse_others(folder: Path, job: FineTuningJob) -> None:
-    """Raises StudyError where a new run would take for its own what another study of the same name
-    has trained.
-    """
-    if (folder / JOB).is_file() or job.elsewhere is not None:
+    """Raises StudyError where a run would take for its own what another run has trained."""
+    if job.elsewhere is not None:
         return
-    fold = job.training.folder
-    if any(fold.glob("checkpoint_*.pth")):
+    if (folder / JOB).is_file():
+        _refuse_moved(folder, job)
+    elif _is_trained(job.training.folder):
         raise StudyError(
-            f"{fold} holds a training that this study did not start; {folder.name} would continue "
-            "it or count it as its own. Give this study another name (name: in the description), "
-            "or remove that training"
+            f"{job.training.folder} holds a training that this study did not start; {folder.name} "
+            "would continue it or count it as its own. Give this study another name (name: in the "
+            "description), or remove that training"
         )
+
+
+def _refuse_moved(folder: Path, job: FineTuningJob) -> None:
+    """Raises MovedTrainingError where the run's training would have another folder than before, and
+    one of the two is not empty: that of another run would be continued or counted.
+    """
+    stored = read_job(folder)
+    if not isinstance(stored, FineTuningJob) or stored.fingerprint != job.fingerprint:
+        return  # of other settings altogether, which `write_job` says
+    before, now = stored.training, job.training
+    if before != now and (_is_trained(before.folder) or _is_trained(now.folder)):
+        raise MovedTrainingError(folder, before, now)
+
+
+def _is_trained(fold: Path) -> bool:
+    """Whether nnU-Net has begun to train there."""
+    return any(fold.glob("checkpoint_*.pth"))
 
 
 def outcome(folder: Path) -> Outcome:
