@@ -18,11 +18,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from synthetic_plans import nnunet_plans
 from synthetic_study import ARMS, TASKS, fine_tuning, finished, program, study
 
 from nnssl import files
 from nnssl.commands import run_logged
+from nnssl.study.design.splits import Split
 from nnssl.study.execution import collect, estimate, executor, job, jobs, runs, slurm
+from nnssl.study.execution import fine_tuning as fine_tuning_jobs
 from nnssl.study.execution.jobs import FineTuningJob, StudyError, Work
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -391,6 +394,56 @@ def test_a_study_of_another_name_does_not_take_over_a_run(nnunet_env, tmp_path):
         StudyError, match=r"study or the dataset has another name now.*earlier name back"
     ):
         run.begin(fine_tuning(plans="large-organs-smit"))
+
+
+def job_with_plans(run: runs.StudyRun, **changes) -> FineTuningJob:
+    """By plans in which the 3d_fullres configuration has these changes."""
+    plans = nnunet_plans()
+    plans["configurations"]["3d_fullres"] |= changes
+    return fine_tuning_jobs.job(run, "Dataset902_Phantoms", Split(5, ("a",), ("b",)), plans)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"spacing": [3.0, 2.0, 2.0]}, {"patch_size": [16, 32, 32]}, {"batch_size": 4},
+     {"normalization_schemes": ["ZScoreNormalization"]}],
+)  # fmt: skip
+def test_data_preprocessed_anew_are_not_mixed_with_those_of_before(nnunet_env, tmp_path, changes):
+    run = runs.all_runs(study(tmp_path))[1]
+    before = job_with_plans(run)
+    run.begin(before)
+    files.write_json(run.folder / jobs.OUTCOME, {"state": "done", "reason": None})
+    run.begin(job_with_plans(run, data_identifier="copied"))
+    assert run.is_done
+    with pytest.raises(StudyError, match=r"plans have changed since.*earlier plans.*another name"):
+        run.begin(job_with_plans(run, **changes))
+    assert jobs.read_job(run.folder) == before
+    assert run.is_done
+
+
+def test_intensities_and_axes_belong_to_the_data(tmp_path):
+    run, split = runs.all_runs(study(tmp_path))[1], Split(5, ("a",), ("b",))
+    plans = nnunet_plans()
+    turned = plans | {"transpose_forward": [2, 0, 1]}
+    brighter = plans | {"foreground_intensity_properties_per_channel": {"0": {"mean": 9.0}}}
+    known = [fine_tuning_jobs.job(run, "D", split, each).data for each in (plans, turned, brighter)]
+    assert len(set(known)) == 3
+    assert fine_tuning_jobs.job(run, "D", split, {}).data is None
+    elsewhere = {"name": "m", "start": "elsewhere", "trainer": "T", "plans": "P"}
+    theirs = runs.all_runs(study(tmp_path, arms=[ARMS[0], elsewhere]))[1]
+    assert fine_tuning_jobs.job(theirs, "D", split, {"configurations": {}}).data is None
+
+
+def test_a_job_of_an_earlier_version_learns_its_data_and_keeps_its_rows(nnunet_env, tmp_path):
+    run = runs.all_runs(study(tmp_path))[1]
+    now = job_with_plans(run)
+    finished(run)
+    jobs.write_job(run.folder, replace(now, data=None))
+    finished(run)
+    run.begin(now)
+    assert jobs.read_job(run.folder) == now
+    assert run.is_done
+    assert (run.folder / jobs.ROWS).is_file()
 
 
 PRETRAINING = """{

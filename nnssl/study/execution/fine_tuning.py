@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from nnssl import files
+from nnssl.finetune import resolve
 from nnssl.study.design import splits
 from nnssl.study.design.description import Budget, settings
 from nnssl.study.design.splits import Split
@@ -16,6 +17,9 @@ from nnssl.study.execution.shell import Foreground
 Splits = dict[tuple[Budget, int], Split]  # by budget and seed
 
 DATA = ("dataset", "configuration", "plans")  # what of a task decides on the training's data
+# what of nnU-Net's plans decides on the patches that a training sees: of all, of a configuration
+OF_PLANS = ("transpose_forward", "foreground_intensity_properties_per_channel")
+OF_CONFIGURATION = ("spacing", "patch_size", "batch_size", "normalization_schemes")
 
 
 def write_jobs(pairs: Sequence[ArmOnTask], here: Foreground) -> list[StudyRun]:
@@ -71,8 +75,18 @@ def job(run: StudyRun, dataset: str, split: Split, plans: dict) -> FineTuningJob
         tolerance=run.task.tolerance,
         elsewhere=str(run.arm.train or "") if by_others else None,
         val=list(split.val) if by_others else None,
+        data=None if by_others else _data_fingerprint(run, plans),
         fingerprint=files.fingerprint(_made_of(run, split, plans)),
     )
+
+
+def _data_fingerprint(run: StudyRun, plans: dict) -> str | None:
+    """Of the data that a training here sees; None where the plans say nothing."""
+    if "configurations" not in plans:
+        return None
+    resolved = resolve(plans, run.task.configuration)
+    said = [plans.get(key) for key in OF_PLANS]
+    return files.fingerprint([*said, *(resolved.get(key) for key in OF_CONFIGURATION)])
 
 
 def _made_of(run: StudyRun, split: Split, plans: dict) -> dict:

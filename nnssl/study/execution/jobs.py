@@ -5,7 +5,7 @@ fine-tuning, rows.jsonl. `nnssl.study.execution.job` does one.
 from __future__ import annotations
 
 import os
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -38,6 +38,18 @@ class OtherSettingsError(StudyError):
             f"{folder.name} was started with other settings (arm, recipe, checkpoint or cases; a "
             "random start is like the first pretrained arm unless it says like:). Give the study "
             f"or the arm another name, or remove {folder}{trained}"
+        )
+
+
+class OtherDataError(StudyError):
+    """`folder` holds the job `before`, begun with data or plans that have changed since."""
+
+    def __init__(self, folder: Path, before: FineTuningJob) -> None:
+        super().__init__(
+            f"the preprocessed data of {before.dataset} or nnU-Net's plans have changed since "
+            f"{folder.name} was begun (spacing, patch, batch, normalisation or intensities of "
+            f"{before.configuration}). Put the earlier plans and data back, or give the study "
+            f"another name, or remove {folder} and nnU-Net's training under {before.plans}"
         )
 
 
@@ -121,6 +133,7 @@ class FineTuningJob:
     elsewhere:   of what another environment trains: its program, or "" where somebody trains by
                  hand; None: nnU-Net here.
     val:         the cases that it must have been validated on, where it is trained elsewhere.
+    data:        changes with nnU-Net's preprocessing; None: not known, as in earlier versions.
     fingerprint: changes with whatever would make it another training.
     """
 
@@ -139,6 +152,7 @@ class FineTuningJob:
     tolerance: float
     elsewhere: str | None = None
     val: list[str] | None = None
+    data: str | None = None
     fingerprint: str
 
     @property
@@ -146,8 +160,8 @@ class FineTuningJob:
         return NnunetTraining(self.dataset, self.configuration, self.fold, self.trainer, self.plans)
 
     def to_json(self) -> dict:
-        omitted = () if self.elsewhere is not None else ("elsewhere", "val")
-        return {key: value for key, value in asdict(self).items() if key not in omitted}
+        """As earlier versions wrote it, where nothing that they did not know is said."""
+        return {key: value for key, value in asdict(self).items() if value is not None}
 
     @classmethod
     def from_json(cls, content: dict) -> FineTuningJob:
@@ -203,16 +217,30 @@ def _require_whole(folder: Path, kind: type[Job], content: dict) -> None:
 
 
 def write_job(folder: Path, job: Job) -> None:
-    """Raises OtherSettingsError."""
+    """Raises OtherSettingsError or OtherDataError."""
     before = read_job(folder) if (folder / JOB).is_file() else None
     if before == job:
         return
     if before and before.fingerprint != job.fingerprint:
         raise OtherSettingsError(folder, before)
-    if before and isinstance(job, FineTuningJob):
-        # another tolerance, or another place: measured again, not trained
-        _forget_rows(folder)
+    if isinstance(before, FineTuningJob) and isinstance(job, FineTuningJob):
+        _refuse_other_data(folder, before, job)
+        if not _is_measured_alike(before, job):
+            _forget_rows(folder)
     files.write_json(folder / JOB, job.to_json())
+
+
+def _refuse_other_data(folder: Path, before: FineTuningJob, job: FineTuningJob) -> None:
+    """Raises OtherDataError where both jobs know their data."""
+    if before.data and job.data and before.data != job.data:
+        raise OtherDataError(folder, before)
+
+
+def _is_measured_alike(before: FineTuningJob, job: FineTuningJob) -> bool:
+    """Not so with another tolerance, or in another place: measured again, not trained. What an
+    earlier version did not note changes nothing.
+    """
+    return replace(before, data=job.data) == job
 
 
 def _forget_rows(folder: Path) -> None:
