@@ -23,8 +23,9 @@ from synthetic_study import ARMS, TASKS, fine_tuning, finished, program, study
 
 from nnssl import files
 from nnssl.commands import run_logged
+from nnssl.study.design.description import Study
 from nnssl.study.design.splits import Split
-from nnssl.study.execution import collect, estimate, executor, job, jobs, runs, slurm
+from nnssl.study.execution import collect, estimate, executor, job, jobs, orchestrate, runs, slurm
 from nnssl.study.execution import fine_tuning as fine_tuning_jobs
 from nnssl.study.execution.jobs import FineTuningJob, StudyError, Work
 
@@ -444,6 +445,51 @@ def test_a_job_of_an_earlier_version_learns_its_data_and_keeps_its_rows(nnunet_e
     assert jobs.read_job(run.folder) == now
     assert run.is_done
     assert (run.folder / jobs.ROWS).is_file()
+
+
+def test_fingerprints_stay_what_earlier_versions_wrote(tmp_path):
+    """Or each study that was begun before would be one of other settings."""
+    others = [
+        {"name": "resenc", "start": "default", "plans": "P"},
+        {"name": "mae", "start": "elsewhere", "trainer": "T", "plans": "Q"},
+    ]
+    every = runs.all_runs(study(tmp_path, recipe={"epochs": 3}, arms=[*ARMS, *others]))
+    split = Split(5, ("a",), ("b",))
+    assert [fine_tuning_jobs.job(run, "D", split, plans={}).fingerprint for run in every] == [
+        "9da965c7fbdc", "a7b232b3238f", "b3bc2c6c7e10", "952143c7f309"
+    ]  # fmt: skip
+
+
+def states_of(described: Study) -> dict[str, tuple[str, str | None]]:
+    """By run, from results.jsonl, which is collected anew."""
+    collect.collect(described)
+    rows = [row for row in files.read_json_lines(described.results) if row["kind"] == "run"]
+    return {row["run"]: (row["state"], row["reason"]) for row in rows}
+
+
+def test_an_edited_description_does_not_report_runs_of_before_as_its_own(nnunet_env, tmp_path):
+    small_study = study(tmp_path, recipe={"epochs": 100})
+    scratch, smit = runs.all_runs(small_study)
+    for run in (scratch, smit):
+        run.begin(job_with_plans(run))
+        finished(run)
+    path = smit.folder / jobs.JOB  # as an earlier version wrote it
+    files.write_json(path, replace(jobs.read_job(smit.folder), described=None).to_json())
+    assert "described" not in files.read_json(path)
+    assert states_of(small_study) == dict.fromkeys((scratch.name, smit.name), ("done", None))
+    edited = study(tmp_path, recipe={"epochs": 300})
+    (state, reason), earlier = states_of(edited).values()
+    assert (state, earlier) == ("failed", ("done", None))
+    assert "other settings than the description says now; put the earlier recipe" in reason
+    assert f"remove runs/{scratch.name} from" in reason
+    kinds = [row["kind"] for row in files.read_json_lines(edited.results)]
+    assert kinds == ["study", "run", "run", "case"], "the scores of 100 epochs are not those of 300"
+    assert reason in orchestrate.summary(edited, collect.collect(edited))
+    assert "1 run(s) done" in estimate.cost(runs.all_runs(edited), [scratch], 1)
+    smit.begin(job_with_plans(smit))
+    assert files.read_json(path)["described"]
+    assert states_of(small_study)[smit.name] == ("done", None), "its rows are not forgotten"
+    assert states_of(edited)[smit.name][0] == "failed"
 
 
 PRETRAINING = """{

@@ -15,7 +15,7 @@ from nnssl import __version__, files
 from nnssl.study.design import splits
 from nnssl.study.design.description import Study
 from nnssl.study.execution import jobs, runs
-from nnssl.study.execution.jobs import DONE, NOT_DONE, FineTuningJob
+from nnssl.study.execution.jobs import DONE, FAILED, NOT_DONE, FineTuningJob, Outcome
 from nnssl.study.execution.runs import StudyRun
 from nnssl.study.rows import CaseRow, EpochRow, RunRow, StudyRow
 
@@ -43,10 +43,39 @@ def rows_of(run: StudyRun) -> list[dict]:
     """A finished run's rows as its job wrote them, cases with their subject where the task has
     subjects; else one that says that it failed, and why, or is missing.
     """
-    path = run.folder / jobs.ROWS
-    if not (run.is_done and path.is_file()):
-        return [_unfinished(run).to_json()]
-    return [_with_subject(row, run.task.subject) for row in files.read_json_lines(path)]
+    outcome = outcome_of(run)
+    if outcome.state != DONE:
+        return [_unfinished(run, outcome).to_json()]
+    rows = files.read_json_lines(run.folder / jobs.ROWS)
+    return [_with_subject(row, run.task.subject) for row in rows]
+
+
+def outcome_of(run: StudyRun) -> Outcome:
+    """What became of a run as it is described now: of one that was trained with other settings than
+    these there is no result.
+    """
+    if not run.is_done:
+        return run.outcome
+    if not (run.folder / jobs.ROWS).is_file():
+        return Outcome(NOT_DONE)
+    return Outcome(FAILED, _other_settings(run)) if is_described_otherwise(run) else run.outcome
+
+
+def is_described_otherwise(run: StudyRun) -> bool:
+    """Whether it was begun with other settings than the description says now. Earlier versions did
+    not note them.
+    """
+    path = run.folder / jobs.JOB
+    noted = files.read_json(path).get("described") if path.is_file() else None
+    return noted is not None and noted != files.fingerprint(run.described)
+
+
+def _other_settings(run: StudyRun) -> str:
+    return (
+        "trained with other settings than the description says now; put the earlier recipe, "
+        "trainer and dataset back, or give the study or the arm another name, or remove "
+        f"runs/{run.name} from the study's folder and nnU-Net's training under {run.plans}"
+    )
 
 
 def row_of(run: StudyRun) -> RunRow:
@@ -60,8 +89,7 @@ def _with_subject(row: dict, subject: str | None) -> dict:
     return {**row, "subject": splits.subject_of(row["case"], subject)}
 
 
-def _unfinished(run: StudyRun) -> RunRow:
-    outcome = run.outcome
+def _unfinished(run: StudyRun, outcome: Outcome) -> RunRow:
     return RunRow(
         run=run.name,
         task=run.task.name,
@@ -72,7 +100,7 @@ def _unfinished(run: StudyRun) -> RunRow:
         configuration=run.task.configuration,
         trainer=run.trainer,
         plans=run.plans,
-        state=NOT_DONE if outcome.state == DONE else outcome.state,
+        state=outcome.state,
         reason=outcome.reason,
     )
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from nnssl import files
 from nnssl.finetune import resolve
 from nnssl.study.design import splits
-from nnssl.study.design.description import Budget, settings
+from nnssl.study.design.description import Budget
 from nnssl.study.design.splits import Split
 from nnssl.study.execution.arm_plans import Plans
 from nnssl.study.execution.jobs import FineTuningJob
@@ -16,7 +16,6 @@ from nnssl.study.execution.shell import Foreground
 
 Splits = dict[tuple[Budget, int], Split]  # by budget and seed
 
-DATA = ("dataset", "configuration", "plans")  # what of a task decides on the training's data
 # what of nnU-Net's plans decides on the patches that a training sees: of all, of a configuration
 OF_PLANS = ("transpose_forward", "foreground_intensity_properties_per_channel")
 OF_CONFIGURATION = ("spacing", "patch_size", "batch_size", "normalization_schemes")
@@ -76,6 +75,7 @@ def job(run: StudyRun, dataset: str, split: Split, plans: dict) -> FineTuningJob
         elsewhere=str(run.arm.train or "") if by_others else None,
         val=list(split.val) if by_others else None,
         data=None if by_others else _data_fingerprint(run, plans),
+        described=files.fingerprint(run.described),
         fingerprint=files.fingerprint(_made_of(run, split, plans)),
     )
 
@@ -91,16 +91,5 @@ def _data_fingerprint(run: StudyRun, plans: dict) -> str | None:
 
 def _made_of(run: StudyRun, split: Split, plans: dict) -> dict:
     """What would make it another training: arm, recipe, checkpoint, cases."""
-    made_of = {
-        "task": {key: value for key, value in settings(run.task).items() if key in DATA},
-        "recipe": run.recipe,
-        "trainer": run.trainer,
-        "checkpoint": plans.get("pretrain_info", {}).get("sha256") or run.arm.encoder,
-        "train": split.train,
-        "val": split.val,
-    }
-    if run.arm.start == "default" and run.arm.plans:
-        made_of["plans"] = run.arm.plans
-    if run.arm.start == "elsewhere":
-        made_of |= {"recipe": {}, "plans": run.plans}
-    return made_of
+    checkpoint = plans.get("pretrain_info", {}).get("sha256") or run.arm.encoder
+    return run.described | {"checkpoint": checkpoint, "train": split.train, "val": split.val}

@@ -134,6 +134,7 @@ class FineTuningJob:
                  hand; None: nnU-Net here.
     val:         the cases that it must have been validated on, where it is trained elsewhere.
     data:        changes with nnU-Net's preprocessing; None: not known, as in earlier versions.
+    described:   changes with what the description says of the training; None as with `data`.
     fingerprint: changes with whatever would make it another training.
     """
 
@@ -153,6 +154,7 @@ class FineTuningJob:
     elsewhere: str | None = None
     val: list[str] | None = None
     data: str | None = None
+    described: str | None = None
     fingerprint: str
 
     @property
@@ -240,7 +242,7 @@ def _is_measured_alike(before: FineTuningJob, job: FineTuningJob) -> bool:
     """Not so with another tolerance, or in another place: measured again, not trained. What an
     earlier version did not note changes nothing.
     """
-    return replace(before, data=job.data) == job
+    return replace(before, data=job.data, described=job.described) == job
 
 
 def _forget_rows(folder: Path) -> None:
