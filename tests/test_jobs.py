@@ -245,6 +245,30 @@ def test_results_are_the_runs_rows_and_say_what_is_missing(tmp_path):
     assert kinds == ["study", "run", "case", "run", "case", "run", "run", "cka"]
 
 
+def test_rows_about_a_training_that_is_gone_are_dropped(tmp_path):
+    small_study = study(tmp_path)
+    first, second = runs.all_runs(small_study)
+    for run in (first, second):
+        finished(run)
+    ours, theirs = (files.sha256(run.folder / jobs.ROWS) for run in (first, second))
+    measured = [
+        {"kind": "cka", "task": "old"},  # of an earlier version
+        {"kind": "cka", "task": "both", "trainings": [ours, theirs]},
+        {"kind": "attention", "task": "second", "trainings": [theirs]},
+        {"kind": "attention", "task": "pretrained", "trainings": []},
+    ]
+
+    def collected() -> list[str]:
+        files.write_json_lines(small_study.results, measured)
+        collect.collect(small_study)
+        rows = files.read_json_lines(small_study.results)
+        return [row["task"] for row in rows if row["kind"] in ("cka", "attention")]
+
+    assert collected() == ["old", "both", "second", "pretrained"]
+    finished(first, dice=0.3)  # trained again
+    assert collected() == ["old", "second", "pretrained"]
+
+
 def test_what_a_full_disk_cut_off_the_results_comes_back(tmp_path):
     small_study = study(tmp_path)
     finished(runs.all_runs(small_study)[0])

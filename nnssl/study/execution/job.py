@@ -20,7 +20,8 @@ from pathlib import Path
 from nnssl import files, signals
 from nnssl.commands import Command, CommandError
 from nnssl.study.execution import jobs, shell
-from nnssl.study.execution.jobs import DONE, FAILED, NNUNET, FineTuningJob, Outcome, PretrainingJob
+from nnssl.study.execution.jobs import DONE, FAILED, FineTuningJob, Outcome, PretrainingJob
+from nnssl.study.execution.nnunet_training import NNUNET
 from nnssl.study.measurement import segmentation, training
 from nnssl.study.rows import Row, RunRow
 from nnssl.types import FINAL

@@ -4,19 +4,17 @@ fine-tuning, rows.jsonl. `nnssl.study.execution.job` does one.
 
 from __future__ import annotations
 
-import os
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import NamedTuple
 
 from nnssl import files
 from nnssl.commands import Command
+from nnssl.study.execution.nnunet_training import NnunetTraining
 from nnssl.study.rows import Budget
-from nnssl.types import RESULTS
 
 JOB, LOG, OUTCOME, ROWS = "job.json", "log.txt", "outcome.json", "rows.jsonl"
 DONE, FAILED, NOT_DONE = "done", "failed", "missing"
-NNUNET = "nnUNetv2_train"
 # why a training would have another folder, and what to put back
 ENTRY_MOVED = (
     "splits_final.json was made anew, and the same cases are now another entry of it",
@@ -53,38 +51,6 @@ class OtherDataError(StudyError):
         )
 
 
-class Outcome(NamedTuple):
-    """What became of a job. state: "done", "failed" (then with the reason) or "missing"."""
-
-    state: str
-    reason: str | None = None
-
-    @property
-    def in_short(self) -> str:
-        """The first line of the reason."""
-        return str(self.reason).strip().splitlines()[0]
-
-
-@dataclass(frozen=True)
-class NnunetTraining:
-    """One of nnU-Net's trainings, by the names from which it makes the training's folder."""
-
-    dataset: str  # the full name
-    configuration: str
-    fold: int | str
-    trainer: str
-    plans: str
-
-    @property
-    def folder(self) -> Path:
-        model = f"{self.trainer}__{self.plans}__{self.configuration}"
-        return Path(os.environ[RESULTS], self.dataset, model, f"fold_{self.fold}")
-
-    def command(self, device: str, program: str = NNUNET) -> Command:
-        arguments = [program, self.dataset, self.configuration, str(self.fold)]
-        return [*arguments, "-tr", self.trainer, "-p", self.plans, "-device", device]
-
-
 class MovedTrainingError(StudyError):
     """The job in `folder` was begun in another folder of nnU-Net's than it would be trained in."""
 
@@ -95,6 +61,18 @@ class MovedTrainingError(StudyError):
             f"{cause}. Put the earlier {back} back, or remove {folder} and what nnU-Net trained "
             "in both of these folders"
         )
+
+
+class Outcome(NamedTuple):
+    """What became of a job. state: "done", "failed" (then with the reason) or "missing"."""
+
+    state: str
+    reason: str | None = None
+
+    @property
+    def in_short(self) -> str:
+        """The first line of the reason."""
+        return str(self.reason).strip().splitlines()[0]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -250,13 +228,19 @@ def _forget_rows(folder: Path) -> None:
     (folder / ROWS).unlink(missing_ok=True)
 
 
+def rows_sha256(folder: Path) -> str | None:
+    """Of a finished run's rows, which tells its training from any other; None without them."""
+    path = folder / ROWS
+    return files.sha256(path) if path.is_file() else None
+
+
 def _refuse_others(folder: Path, job: FineTuningJob) -> None:
     """Raises StudyError where a run would take for its own what another run has trained."""
     if job.elsewhere is not None:
         return
     if (folder / JOB).is_file():
         _refuse_moved(folder, job)
-    elif _is_trained(job.training.folder):
+    elif job.training.is_begun:
         raise StudyError(
             f"{job.training.folder} holds a training that this study did not start; {folder.name} "
             "would continue it or count it as its own. Give this study another name (name: in the "
@@ -272,13 +256,8 @@ def _refuse_moved(folder: Path, job: FineTuningJob) -> None:
     if not isinstance(stored, FineTuningJob) or stored.fingerprint != job.fingerprint:
         return  # of other settings altogether, which `write_job` says
     before, now = stored.training, job.training
-    if before != now and (_is_trained(before.folder) or _is_trained(now.folder)):
+    if before != now and (before.is_begun or now.is_begun):
         raise MovedTrainingError(folder, before, now)
-
-
-def _is_trained(fold: Path) -> bool:
-    """Whether nnU-Net has begun to train there."""
-    return any(fold.glob("checkpoint_*.pth"))
 
 
 def outcome(folder: Path) -> Outcome:
