@@ -64,7 +64,7 @@ def test_nnunets_residual_encoder_is_planned_by_its_own_planner(tmp_path, datase
     assert residual in datasets.wanted(small_study)
     typed = []
 
-    def execute(command, _):
+    def execute(command, *_):
         typed.append(command)
         planned(dataset, "nnUNetResEncUNetMPlans")
 
