@@ -159,7 +159,7 @@ def gap(results: Results) -> Table:
 def _gap(results: Results, fewest: Group, most: Group) -> list[Cell]:
     few, many = results.scores(fewest, "dice"), results.scores(most, "dice")
     what = [fewest.task, fewest.arm, str(fewest.budget), str(most.budget)]
-    return [*what, few.mean, many.mean, many.minus(few).interval]
+    return [*what, few.mean, many.mean, results.difference(most, fewest, "dice").interval]
 
 
 ACROSS = Table(
