@@ -159,10 +159,10 @@ def preprocess(study: Study, here: Foreground) -> None:
     second one waits, and finds them. Raises CommandError, or StudyError where cases are missing
     afterwards.
     """
-    for dataset, *what in wanted(study):
+    for dataset, configuration, plans in wanted(study):
         dataset.folder.mkdir(parents=True, exist_ok=True)
         with file_lock.exclusive(dataset.folder / LOCK) as lock:
-            _provide(dataset, *what, here, lock)
+            _provide(dataset, configuration, plans, here, lock)
 
 
 def _provide(dataset: Dataset, configuration: str, plans: str, here: Foreground, lock: int) -> None:

@@ -7,14 +7,16 @@ import pandas as pd
 PERFECT = {"dice": 1.0, "surface_dice": 1.0, "hd95": 0.0}
 
 
-def differences(ours: pd.DataFrame, theirs: pd.DataFrame, measure: str) -> pd.DataFrame:
+def paired_differences(ours: pd.DataFrame, theirs: pd.DataFrame, measure: str) -> pd.DataFrame:
     """By seed (rows) and case (columns), of the means over a case's labels. What one of the two was
     not validated on is left out.
 
     ours, theirs: a column for each measure, by seed, case and label; NaN where undefined.
     """
     ours, theirs = ours.align(theirs, join="inner", axis=0)
-    return _case_means(_filled(ours, theirs, measure)) - _case_means(_filled(theirs, ours, measure))
+    filled = _filled(ours, theirs, measure), _filled(theirs, ours, measure)
+    our_means, their_means = map(_case_means, filled)
+    return our_means - their_means
 
 
 def _filled(rows: pd.DataFrame, others: pd.DataFrame, measure: str) -> pd.Series:
@@ -26,4 +28,6 @@ def _filled(rows: pd.DataFrame, others: pd.DataFrame, measure: str) -> pd.Series
 
 
 def _case_means(values: pd.Series) -> pd.DataFrame:
-    return values.groupby(level=["seed", "case"]).mean().unstack("case")
+    """A case without any value has NaN."""
+    table = values.rename("value").reset_index()
+    return table.pivot_table("value", index="seed", columns="case", dropna=False)

@@ -17,7 +17,7 @@ import pandas as pd
 
 from nnssl import files
 from nnssl.study.report import statistics
-from nnssl.study.report.pairing import differences
+from nnssl.study.report.pairing import paired_differences
 from nnssl.study.report.row_parsing import ResultsError, parse_rows
 from nnssl.study.report.statistics import Interval
 from nnssl.study.rows import (
@@ -131,7 +131,7 @@ class Results:
     def difference(self, group: Group, other: Group, measure: str) -> Scores:
         """`group` minus `other`, paired by seed and case; of the seeds and cases that both have."""
         ours, theirs = self._by_label(group), self._by_label(other)
-        return Scores(differences(ours, theirs, measure), self._subjects(group))
+        return Scores(paired_differences(ours, theirs, measure), self._subjects(group))
 
     def _by_label(self, group: Group) -> pd.DataFrame:
         """A group's measures by seed, case and label."""
@@ -139,7 +139,7 @@ class Results:
             seeds = {run.run: run.seed for run in self.done.get(group, ())}
             cases = _where(self._cases, self._cases["run"].isin(list(seeds)))
             keyed = cases.assign(seed=cases["run"].map(seeds)).set_index(["seed", "case", "label"])
-            self._labelled[group] = keyed[list(MEASURES)]
+            self._labelled[group] = keyed.filter(items=list(MEASURES))
         return self._labelled[group]
 
     def scores(self, group: Group, measure: str, label: str | None = None) -> Scores:
