@@ -197,6 +197,17 @@ def test_the_drop_to_another_modality():
     assert scratch[6:] == [None] * 3
 
 
+def test_scratch_has_the_directions_of_the_pretrained_arms():
+    rows = synthetic_results.rows(**SMALL, reuse_too=False)
+    rows[0]["description"]["arms"][1]["modality"] = "MR"
+    found = {row[0]: row[1] for row in efficiency.modality(Results(rows)).rows}
+    assert found == {"scratch": "MR to CT", "smit": "MR to CT"}
+    rows[0]["description"]["arms"].append({"name": "dino", "modality": "CT"})
+    rows += [run_row("organs__dino__2__0", "organs", "dino", 2, 0)]
+    both = [row[1] for row in efficiency.modality(Results(rows)).rows if row[0] == "scratch"]
+    assert both == ["CT to MR"] * 2 + ["MR to CT"] * 2
+
+
 def test_without_modalities_there_is_no_such_section(tmp_path):
     rows = synthetic_results.rows(**SMALL, tasks={"organs": "CT"})
     page = written(tmp_path, rows).read_text(encoding="utf-8")

@@ -17,7 +17,7 @@ from nnssl.study.report.statistics import Interval
 from nnssl.study.report.tables import Cell, Table
 from nnssl.study.rows import BASELINE, Budget, grouped
 
-MODALITY = "CT"  # of an arm's pretraining, where the description says nothing
+MODALITY = "CT"  # of an arm's pretraining, where the description names none for any arm
 
 
 def curves_of(results: Results, group: Group) -> list[Curve]:
@@ -167,6 +167,7 @@ ACROSS = Table(
     title="From one modality to another",
     note=(
         "Within: tasks of the modality that the arm was pretrained on; across: tasks of another. "
+        "An arm without a modality, such as scratch, has a row for each one that other arms name. "
         "The drop in Dice also holds how hard the tasks are; scratch's drop shows that part. "
         "Gain: Dice minus scratch's on the same cases; gain lost: what of it does not carry over. "
         "Intervals by bootstrap over seeds and cases."
@@ -193,13 +194,24 @@ def modality(results: Results) -> Table:
 
 
 def _across(results: Results, arm: str) -> Iterator[list[Cell]]:
-    """To each other modality, at each budget."""
-    own = results.modality("arms", arm) or MODALITY
+    """From each modality to each other one, at each budget."""
     tasks = grouped(results.tasks, lambda task: results.modality("tasks", task))
-    others = sorted(kind for kind in tasks if kind and kind != own)
-    for other, budget in product(others, results.budgets):
-        if cells := _lost(results, tasks.get(own, []), tasks[other], arm, budget):
+    kinds = sorted(kind for kind in tasks if kind)
+    directions = product(_modalities(results, arm), kinds, results.budgets)
+    for own, other, budget in directions:
+        cells = _lost(results, tasks.get(own, []), tasks[other], arm, budget)
+        if cells and other != own:
             yield [arm, f"{own} to {other}", str(budget), *cells]
+
+
+def _modalities(results: Results, arm: str) -> list[str]:
+    """That of the arm's pretraining; those of the other arms where it has none, so that scratch is
+    there for each of them to be read against.
+    """
+    if own := results.modality("arms", arm):
+        return [own]
+    named = {results.modality("arms", other) for other in results.arms}
+    return sorted(filter(None, named)) or [MODALITY]
 
 
 def _lost(
