@@ -18,12 +18,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from synthetic_plans import nnunet_plans
 from synthetic_study import ARMS, TASKS, fine_tuning, finished, program, study
 
 from nnssl import files
 from nnssl.commands import run_logged
-from nnssl.study.execution import collect, estimate, executor, job, jobs, runs, slurm
-from nnssl.study.execution.jobs import StudyError, Work
+from nnssl.study.design.description import Study
+from nnssl.study.design.splits import Split
+from nnssl.study.execution import collect, estimate, executor, job, jobs, orchestrate, runs, slurm
+from nnssl.study.execution import fine_tuning as fine_tuning_jobs
+from nnssl.study.execution.jobs import FineTuningJob, StudyError, Work
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -241,6 +245,30 @@ def test_results_are_the_runs_rows_and_say_what_is_missing(tmp_path):
     assert kinds == ["study", "run", "case", "run", "case", "run", "run", "cka"]
 
 
+def test_rows_about_a_training_that_is_gone_are_dropped(tmp_path):
+    small_study = study(tmp_path)
+    first, second = runs.all_runs(small_study)
+    for run in (first, second):
+        finished(run)
+    ours, theirs = (files.sha256(run.folder / jobs.ROWS) for run in (first, second))
+    measured = [
+        {"kind": "cka", "task": "old"},  # of an earlier version
+        {"kind": "cka", "task": "both", "trainings": [ours, theirs]},
+        {"kind": "attention", "task": "second", "trainings": [theirs]},
+        {"kind": "attention", "task": "pretrained", "trainings": []},
+    ]
+
+    def collected() -> list[str]:
+        files.write_json_lines(small_study.results, measured)
+        collect.collect(small_study)
+        rows = files.read_json_lines(small_study.results)
+        return [row["task"] for row in rows if row["kind"] in ("cka", "attention")]
+
+    assert collected() == ["old", "both", "second", "pretrained"]
+    finished(first, dice=0.3)  # trained again
+    assert collected() == ["old", "second", "pretrained"]
+
+
 def test_what_a_full_disk_cut_off_the_results_comes_back(tmp_path):
     small_study = study(tmp_path)
     finished(runs.all_runs(small_study)[0])
@@ -344,6 +372,148 @@ def test_what_another_study_trained_is_not_counted(tmp_path, monkeypatch):
         StudyError, match=r"fold_5 holds a training that this study did not start.*another name"
     ):
         another.begin(fine_tuning())
+
+
+def fold_of(about: FineTuningJob) -> Path:
+    """nnU-Net's folder of a job's training, with a checkpoint in it."""
+    about.training.folder.mkdir(parents=True)
+    (about.training.folder / "checkpoint_final.pth").touch()
+    return about.training.folder
+
+
+@pytest.mark.parametrize("trained", [5, 6])
+def test_splits_made_anew_give_no_run_the_training_of_another(nnunet_env, tmp_path, trained):
+    """The same cases are another entry: nnU-Net's fold 6 is what another run has trained."""
+    run = Work()
+    run.folder = tmp_path / "organs__smit__2__0"
+    run.begin(fine_tuning())
+    stored = (run.folder / jobs.JOB).read_bytes()
+    run.begin(fine_tuning(elsewhere="", val=[], fold=6))  # collected where it lies, as before
+    (run.folder / jobs.JOB).write_bytes(stored)
+    files.write_json(run.folder / jobs.OUTCOME, {"state": "done", "reason": None})
+    fold_of(fine_tuning(fold=trained))
+    with pytest.raises(StudyError, match=r"splits_final\.json was made anew") as raised:
+        run.begin(fine_tuning(fold=6))
+    for part in ("organs__smit__2__0 was begun in", "fold_5,", "fold_6:", "Put the earlier", "rem"):
+        assert part in str(raised.value)
+    assert (run.folder / jobs.JOB).read_bytes() == stored
+    assert run.is_done
+    with pytest.raises(StudyError, match="other settings"):  # is said first
+        run.begin(fine_tuning(fold=6, fingerprint="b"))
+
+
+def test_a_run_that_nobody_has_trained_moves_with_its_entry(nnunet_env, tmp_path):
+    run = Work()
+    run.folder = tmp_path / "run"
+    run.begin(fine_tuning())
+    run.begin(fine_tuning(fold=6))
+    assert jobs.read_job(run.folder) == fine_tuning(fold=6)
+
+
+def test_a_study_of_another_name_does_not_take_over_a_run(nnunet_env, tmp_path):
+    run = Work()
+    run.folder = tmp_path / "run"
+    run.begin(fine_tuning())
+    fold_of(fine_tuning())
+    with pytest.raises(
+        StudyError, match=r"study or the dataset has another name now.*earlier name back"
+    ):
+        run.begin(fine_tuning(plans="large-organs-smit"))
+
+
+def job_with_plans(run: runs.StudyRun, **changes) -> FineTuningJob:
+    """By plans in which the 3d_fullres configuration has these changes."""
+    plans = nnunet_plans()
+    plans["configurations"]["3d_fullres"] |= changes
+    return fine_tuning_jobs.job(run, "Dataset902_Phantoms", Split(5, ("a",), ("b",)), plans)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"spacing": [3.0, 2.0, 2.0]}, {"patch_size": [16, 32, 32]}, {"batch_size": 4},
+     {"normalization_schemes": ["ZScoreNormalization"]}],
+)  # fmt: skip
+def test_data_preprocessed_anew_are_not_mixed_with_those_of_before(nnunet_env, tmp_path, changes):
+    run = runs.all_runs(study(tmp_path))[1]
+    before = job_with_plans(run)
+    run.begin(before)
+    files.write_json(run.folder / jobs.OUTCOME, {"state": "done", "reason": None})
+    run.begin(job_with_plans(run, data_identifier="copied"))
+    assert run.is_done
+    with pytest.raises(StudyError, match=r"plans have changed since.*earlier plans.*another name"):
+        run.begin(job_with_plans(run, **changes))
+    assert jobs.read_job(run.folder) == before
+    assert run.is_done
+
+
+def test_intensities_and_axes_belong_to_the_data(tmp_path):
+    run, split = runs.all_runs(study(tmp_path))[1], Split(5, ("a",), ("b",))
+    plans = nnunet_plans()
+    turned = plans | {"transpose_forward": [2, 0, 1]}
+    brighter = plans | {"foreground_intensity_properties_per_channel": {"0": {"mean": 9.0}}}
+    known = [fine_tuning_jobs.job(run, "D", split, each).data for each in (plans, turned, brighter)]
+    assert len(set(known)) == 3
+    assert fine_tuning_jobs.job(run, "D", split, {}).data is None
+    elsewhere = {"name": "m", "start": "elsewhere", "trainer": "T", "plans": "P"}
+    theirs = runs.all_runs(study(tmp_path, arms=[ARMS[0], elsewhere]))[1]
+    assert fine_tuning_jobs.job(theirs, "D", split, {"configurations": {}}).data is None
+
+
+def test_a_job_of_an_earlier_version_learns_its_data_and_keeps_its_rows(nnunet_env, tmp_path):
+    run = runs.all_runs(study(tmp_path))[1]
+    now = job_with_plans(run)
+    finished(run)
+    jobs.write_job(run.folder, replace(now, data=None))
+    finished(run)
+    run.begin(now)
+    assert jobs.read_job(run.folder) == now
+    assert run.is_done
+    assert (run.folder / jobs.ROWS).is_file()
+
+
+def test_fingerprints_stay_what_earlier_versions_wrote(tmp_path):
+    """Or each study that was begun before would be one of other settings."""
+    others = [
+        {"name": "resenc", "start": "default", "plans": "P"},
+        {"name": "mae", "start": "elsewhere", "trainer": "T", "plans": "Q"},
+    ]
+    every = runs.all_runs(study(tmp_path, recipe={"epochs": 3}, arms=[*ARMS, *others]))
+    split = Split(5, ("a",), ("b",))
+    assert [fine_tuning_jobs.job(run, "D", split, plans={}).fingerprint for run in every] == [
+        "9da965c7fbdc", "a7b232b3238f", "b3bc2c6c7e10", "952143c7f309"
+    ]  # fmt: skip
+
+
+def states_of(described: Study) -> dict[str, tuple[str, str | None]]:
+    """By run, from results.jsonl, which is collected anew."""
+    collect.collect(described)
+    rows = [row for row in files.read_json_lines(described.results) if row["kind"] == "run"]
+    return {row["run"]: (row["state"], row["reason"]) for row in rows}
+
+
+def test_an_edited_description_does_not_report_runs_of_before_as_its_own(nnunet_env, tmp_path):
+    small_study = study(tmp_path, recipe={"epochs": 100})
+    scratch, smit = runs.all_runs(small_study)
+    for run in (scratch, smit):
+        run.begin(job_with_plans(run))
+        finished(run)
+    path = smit.folder / jobs.JOB  # as an earlier version wrote it
+    files.write_json(path, replace(jobs.read_job(smit.folder), described=None).to_json())
+    assert "described" not in files.read_json(path)
+    assert states_of(small_study) == dict.fromkeys((scratch.name, smit.name), ("done", None))
+    edited = study(tmp_path, recipe={"epochs": 300})
+    (state, reason), earlier = states_of(edited).values()
+    assert (state, earlier) == ("failed", ("done", None))
+    assert "other settings than the description says now; put the earlier recipe" in reason
+    assert f"remove runs/{scratch.name} from" in reason
+    kinds = [row["kind"] for row in files.read_json_lines(edited.results)]
+    assert kinds == ["study", "run", "run", "case"], "the scores of 100 epochs are not those of 300"
+    assert reason in orchestrate.summary(edited, collect.collect(edited))
+    assert "1 run(s) done" in estimate.cost(runs.all_runs(edited), [scratch], 1)
+    smit.begin(job_with_plans(smit))
+    assert files.read_json(path)["described"]
+    assert states_of(small_study)[smit.name] == ("done", None), "its rows are not forgotten"
+    assert states_of(edited)[smit.name][0] == "failed"
 
 
 PRETRAINING = """{

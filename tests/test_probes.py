@@ -8,6 +8,7 @@ from scipy.stats import pearsonr, spearmanr
 from synthetic_checkpoints import pretrained
 from test_probe import write_dataset
 
+from nnssl import checkpoint
 from nnssl.bench import probes
 from nnssl.bench.probes import Entry, ProbeRow
 from nnssl.train import few_shot
@@ -78,3 +79,20 @@ def test_both_probes_of_a_checkpoint_and_of_a_random_encoder(
     with pytest.raises(SystemExit):
         probes.main([*line, "random=0.5"])
     assert "name one checkpoint at least" in capsys.readouterr().err
+
+
+def test_a_checkpoint_without_a_spacing_is_told_before_the_first_probe(
+    tmp_path, nnunet_env, capsys, monkeypatch
+):
+    monkeypatch.setattr(probes, "_evaluated", lambda *_: pytest.fail("the first one was probed"))
+    write_dataset(nnunet_env["nnUNet_raw"] / "Dataset007_Made")
+    path, converted = pretrained(tmp_path), tmp_path / "converted.pth"
+    content = checkpoint.read(path)
+    content["header"]["plan"]["spacing"] = None
+    checkpoint.write(converted, content)
+    with pytest.raises(SystemExit):
+        probes.main(["-d", "7", "-o", str(tmp_path / "kept"), f"{path}=0.7", f"{converted}=0.6"])
+    told = capsys.readouterr().err
+    assert f"{converted} does not say at which spacing" in told
+    assert "nnssl_convert WEIGHTS -o FILE --spacing Z Y X" in told
+    assert not (tmp_path / "kept").exists()

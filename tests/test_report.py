@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 from synthetic_scans import ct_array, write_volume
 
-from nnssl import cli, files
+from nnssl import checkpoint, cli, files
 from nnssl.data.plan import Plan, case_id
 from nnssl.data.prepare import prepare
 from nnssl.report import cost, left_out
@@ -186,6 +186,25 @@ def test_alarms_and_an_early_end_are_told_first(pretraining, tmp_path):
     box = text[text.index('class="missing"') : text.index("<section")]
     assert "step 4: all crops look alike" in box
     assert "--c" in box
+
+
+def test_a_finished_run_that_is_extended_shows_where_it_is_now(pretraining, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(pretraining, folder)
+    latest = checkpoint.read(folder / "checkpoint_latest.pth")
+    latest["header"] |= {"step": 8, "run": {**latest["header"]["run"], "steps": 10}}
+    checkpoint.write(folder / "checkpoint_latest.pth", latest)
+    files.append_json_line(
+        folder / "log.jsonl", files.read_json_lines(folder / "log.jsonl")[-1] | {"step": 8}
+    )
+    text = text_of(write_page(folder))
+    assert "Step 8 of 10" in text
+    assert "not finished" in text
+    latest["header"]["step"] = 10
+    checkpoint.write(folder / "checkpoint_final.pth", latest)
+    assert "not finished" not in text_of(write_page(folder))
+    (folder / "checkpoint_latest.pth").unlink()
+    assert "not finished" not in text_of(write_page(folder))
 
 
 def test_a_runs_page_shows_what_was_left_out_of_its_collection(

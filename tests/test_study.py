@@ -4,6 +4,9 @@ nnU-Net, made tiny.
 
 from __future__ import annotations
 
+import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import commands
@@ -191,6 +194,55 @@ def test_only_what_is_missing_is_preprocessed(tmp_path, dataset):
         StudyError, match="no configuration 2d; nnUNetPlans has 3d_fullres, cascade"
     ):
         Dataset("902").commands("2d")
+
+
+def planned(folder: Path) -> None:
+    files.write_json(
+        folder / "nnUNetPlans.json", {"configurations": {"3d_fullres": {"data_identifier": "data"}}}
+    )
+
+
+def stored(folder: Path, cases: int) -> None:
+    """As nnU-Net's preprocessing: all that was there is removed first, and the labels come last."""
+    shutil.rmtree(folder / "data", ignore_errors=True)
+    for name, ending in (("data", ".pkl"), ("gt_segmentations", ".nii.gz")):
+        for number in range(cases):
+            (folder / name).mkdir(exist_ok=True)
+            (folder / name / f"{number}{ending}").touch()
+            time.sleep(0.01)
+
+
+def test_two_calls_at_once_preprocess_once(tmp_path, dataset, monkeypatch):
+    """The second one waits: it would empty the folder that the first one fills."""
+    small_study, folder = study(tmp_path), dataset["nnUNet_preprocessed"] / DATASET
+    planned(folder)
+    typed, locks = [], []
+
+    def execute(command, log, lock=None):
+        typed.append(command[0])
+        locks.append(lock)
+        stored(folder, 6)
+
+    monkeypatch.setattr(shell, "execute", execute)
+    with ThreadPoolExecutor(2) as pool:
+        here = shell.Foreground(tmp_path, lambda _: None)
+        calls = [pool.submit(datasets.preprocess, small_study, here) for _ in range(2)]
+        assert [call.result() for call in calls] == [None, None]
+    assert typed == ["nnUNetv2_preprocess"]
+    assert None not in locks, "the command holds the lock too, should its study be killed"
+
+
+def test_cases_that_preprocessing_leaves_out_are_told(tmp_path, dataset, monkeypatch):
+    folder = dataset["nnUNet_preprocessed"] / DATASET
+    planned(folder)
+    monkeypatch.setattr(shell, "execute", lambda *_: stored(folder, 4))
+    line = "nnUNetv2_preprocess -d 902 -plans_name nnUNetPlans -c 3d_fullres"
+    with pytest.raises(StudyError, match=f"4 of 6 cases are stored .*type: {line}"):
+        datasets.preprocess(study(tmp_path), shell.Foreground(tmp_path, lambda _: None))
+    (folder / "nnUNetPlans.json").unlink()
+    monkeypatch.setattr(shell, "execute", lambda *_: None)
+    with pytest.raises(StudyError, match=r"0 of 6 .*type: nnUNetv2_plan_and_preprocess -d 902"):
+        datasets.preprocess(study(tmp_path), shell.Foreground(tmp_path, lambda _: None))
 
 
 def test_a_task_may_stand_on_other_plans_of_nnunets(tmp_path, dataset):

@@ -28,7 +28,8 @@ from nnssl.study.execution import (
 )
 from nnssl.study.execution.arm_plans import Plans
 from nnssl.study.execution.datasets import Dataset
-from nnssl.study.execution.jobs import FineTuningJob, NnunetTraining, StudyError
+from nnssl.study.execution.jobs import FineTuningJob, StudyError
+from nnssl.study.execution.nnunet_training import NnunetTraining
 from nnssl.study.execution.runs import ArmOnTask
 from nnssl.study.report import write
 
@@ -63,7 +64,7 @@ def test_nnunets_residual_encoder_is_planned_by_its_own_planner(tmp_path, datase
     assert residual in datasets.wanted(small_study)
     typed = []
 
-    def execute(command, _):
+    def execute(command, *_):
         typed.append(command)
         planned(dataset, "nnUNetResEncUNetMPlans")
 

@@ -73,6 +73,77 @@ def test_only_seeds_and_cases_that_both_have_are_compared():
     assert compared.difference.mean == pytest.approx(0.15)
 
 
+def scored_by_hand(cases: dict[tuple[str, int], dict[str, tuple]]) -> Results:
+    """Of two arms and seeds: by case, dice and HD95 of two labels, None where in neither mask."""
+    records = []
+    for (arm, seed), scored in cases.items():
+        run = f"t__{arm}__2__{seed}"
+        records.append(run_row(run, "t", arm, 2, seed))
+        for case, labels in scored.items():
+            for number, dice in enumerate(labels):
+                others = {} if dice is None else {"surface_dice": dice, "hd95": 40.0 * (1 - dice)}
+                records.append(case_row(run, case, f"label {number}", dice, **others))
+    return Results(records)
+
+
+def test_nothing_found_where_nothing_is_beats_a_false_positive():
+    """Label 1 is not in case b: smit says so, scratch does not, in its first seed only."""
+    results = scored_by_hand({
+        ("scratch", 0): {"a": (0.4, 0.6), "b": (0.8, 0.0)},
+        ("scratch", 1): {"a": (0.4, 0.6), "b": (0.8, None)},
+        ("smit", 0): {"a": (0.5, 0.7), "b": (0.9, None)},
+        ("smit", 1): {"a": (0.5, 0.7), "b": (0.9, 0.0)},
+    })  # fmt: skip
+    group = Group("t", "smit", 2)
+    expected = np.array([[0.1, 0.95 - 0.4], [0.1, 0.45 - 0.9]])
+    for measure in ("dice", "surface_dice"):
+        assert results.over_scratch(group, measure).values == pytest.approx(expected)
+    assert results.over_scratch(group, "hd95").values == pytest.approx(-40 * expected)
+    assert results.scores(group, "dice").values.tolist()[0] == [pytest.approx(0.6), 0.9]
+
+
+def test_a_whole_case_without_a_score_is_compared_where_the_other_arm_has_one():
+    results = scored_by_hand({
+        ("scratch", 0): {"a": (0.5,), "b": (0.0,), "c": (None,)},
+        ("smit", 0): {"a": (0.5,), "b": (None,), "c": (None,)},
+    })  # fmt: skip
+    compared = results.over_scratch(Group("t", "smit", 2), "dice")
+    assert compared.cases == ["a", "b", "c"]
+    assert compared.values.tolist()[0] == pytest.approx([0.0, 1.0, np.nan], nan_ok=True)
+    (test,) = [c.test for c in scores.compare_with_scratch(results) if c.measure == "dice"]
+    assert (test.n, test.better, test.worse) == (2, 1, 0)
+
+
+def test_what_one_arm_was_not_validated_on_is_not_perfect():
+    """Folds have cases of their own; scratch lacks a fold, a case of the other and a measure."""
+    results = scored_by_hand({
+        ("scratch", 0): {"a": (0.5,)},
+        ("smit", 0): {"a": (0.6,), "b": (0.0,)},
+        ("smit", 1): {"c": (0.7,), "d": (None,)},
+        ("other", 0): {"a": (0.5,)},
+    })  # fmt: skip
+    compared = results.over_scratch(Group("t", "smit", 2), "dice")
+    assert (compared.seeds, compared.cases) == ([0], ["a"])
+    assert compared.values == pytest.approx(np.array([[0.1]]))
+    rows = by_hand()  # of an earlier version, without HD95
+    rows[1] |= {"hd95": 3.0}
+    assert Results(rows).over_scratch(Group("t", "smit", 2), "hd95").is_empty
+    assert results.over_scratch(Group("t", "absent", 2), "dice").is_empty
+
+
+def test_folds_are_compared_case_by_case():
+    results = scored_by_hand({
+        (arm, fold): {f"{fold}{case}": (0.5 + gain + 0.1 * fold, None) for case in "ab"}
+        for arm, gain in (("scratch", 0.0), ("smit", 0.1))
+        for fold in (0, 1)
+    })  # fmt: skip
+    compared = results.over_scratch(Group("t", "smit", 2), "dice")
+    assert compared.values.tolist() == [
+        pytest.approx([0.1, 0.1, np.nan, np.nan], nan_ok=True),
+        pytest.approx([np.nan, np.nan, 0.1, 0.1], nan_ok=True),
+    ]
+
+
 def test_subjects_are_one_observation():
     rows = [{**row, "subject": "one"} if row["kind"] == "case" else row for row in by_hand()]
     (compared,) = scores.compare_with_scratch(Results(rows))
@@ -124,6 +195,17 @@ def test_the_drop_to_another_modality():
     assert smit[8].low > 0  # the made gain is halved in MR
     assert smit[5] == pytest.approx(smit[3] - smit[4])
     assert scratch[6:] == [None] * 3
+
+
+def test_scratch_has_the_directions_of_the_pretrained_arms():
+    rows = synthetic_results.rows(**SMALL, reuse_too=False)
+    rows[0]["description"]["arms"][1]["modality"] = "MR"
+    found = {row[0]: row[1] for row in efficiency.modality(Results(rows)).rows}
+    assert found == {"scratch": "MR to CT", "smit": "MR to CT"}
+    rows[0]["description"]["arms"].append({"name": "dino", "modality": "CT"})
+    rows += [run_row("organs__dino__2__0", "organs", "dino", 2, 0)]
+    both = [row[1] for row in efficiency.modality(Results(rows)).rows if row[0] == "scratch"]
+    assert both == ["CT to MR"] * 2 + ["MR to CT"] * 2
 
 
 def test_without_modalities_there_is_no_such_section(tmp_path):

@@ -24,6 +24,7 @@ from nnssl.study.design.description import Study
 from nnssl.study.execution import jobs
 from nnssl.study.measurement import reuse
 from nnssl.study.report.results import Results
+from nnssl.study.rows import KINDS
 
 CONFIG = SwinConfig(embed_dim=12, depths=(1, 1, 1, 1), heads=(1, 1, 2, 2), window=2)
 TRAINERS = {
@@ -75,6 +76,7 @@ def finished(
     job = fine_tuning(run=name, task="t", arm=arm, budget=budget, **common)
     jobs.write_job(folder / "runs" / name, job)
     files.write_json(folder / "runs" / name / jobs.OUTCOME, {"state": "done", "reason": None})
+    files.write_json_lines(folder / "runs" / name / jobs.ROWS, [{"kind": "run", "run": name}])
     model = job.training.folder
     model.mkdir(parents=True)
     weights: dict = {"decoder": torch.zeros(1)}
@@ -112,3 +114,48 @@ def test_a_killed_measurement_goes_on(study):
     assert reuse.measure_missing(study, volumes=1) > 0
     again = study.results.read_text(encoding="utf-8").splitlines(keepends=True)
     assert sorted(again) == sorted(lines)
+
+
+def measured_again(study: Study, volumes: int = 1) -> set[str]:
+    """The encoders of the rows that a measurement has added."""
+    before = len(study.results.read_text(encoding="utf-8").splitlines())
+    new = reuse.measure_missing(study, volumes)
+    rows = files.read_json_lines(study.results)[before:]
+    assert len(rows) == new
+    return {name for row in rows for name in KINDS[row["kind"]].from_json(row).encoders}
+
+
+def test_what_was_trained_anew_is_measured_again(study):
+    reuse.measure_missing(study, volumes=1)
+    assert measured_again(study) == set()
+    path = study.folder / "runs" / "t__scratch__all__0" / jobs.ROWS
+    files.append_json_line(path, {"kind": "epoch", "run": "t__scratch__all__0", "epoch": 0})
+    rows = files.read_json_lines(study.results)
+    (cka,) = [row for row in rows if row["kind"] == "cka" and row["first"] == "scratch 2"]
+    assert cka["trainings"][1] != files.sha256(path)
+    assert measured_again(study) == {"scratch 2", "scratch all"}
+    last = files.read_json_lines(study.results)[-1]
+    assert (last["budget"], last["trainings"]) == ("all", [files.sha256(path)])
+    assert measured_again(study) == set()
+    assert len(Results.read(study.results).cka) == 4
+
+
+def test_another_number_of_volumes_is_measured_again(study):
+    reuse.measure_missing(study, volumes=1)
+    assert measured_again(study, volumes=2) == {
+        *("scratch 2", "scratch all", "smit pretrained", "smit 2", "smit all")
+    }
+    results = Results.read(study.results)
+    assert {row.volumes for row in [*results.cka, *results.attention]} == {2}
+
+
+def test_rows_of_an_earlier_version_count(study):
+    """They say nothing of their trainings, and those of attention nothing of their volumes."""
+    reuse.measure_missing(study, volumes=1)
+    rows = files.read_json_lines(study.results)
+    for row in rows:
+        del row["trainings"]
+        if row["kind"] == "attention":
+            del row["volumes"]
+    files.write_json_lines(study.results, rows)
+    assert measured_again(study, volumes=2) == set()

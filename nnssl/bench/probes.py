@@ -17,7 +17,7 @@ import csv
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -164,11 +164,12 @@ def probed(
     """Both probes of each encoder, on the CPU; each is logged when it is done.
 
     crop: in voxels; None: that of the first one's pretraining.
-    Raises ValueError where there is no checkpoint, or a file is none.
+    Raises ValueError where there is no checkpoint, or a file is none or has no spacing.
     """
     loaded = {e: checkpoint.load(e.checkpoint) for e in entries if e.checkpoint != RANDOM}
     if not loaded:
         raise ValueError("name one checkpoint at least: it says of which size `random` is")
+    _require_spacings(loaded.values())
     first = next(iter(loaded.values()))
     crop = crop or tuple(first.header["crop"])
     rows = []
@@ -178,6 +179,17 @@ def probed(
         rows.append(_evaluated(entry, probe, _probed_encoder(first, source)))
         log(f"{len(rows)} of {len(entries)}: {markdown.row(_probe_cells(rows[-1]))}")
     return rows
+
+
+def _require_spacings(loaded: Iterable[Checkpoint]) -> None:
+    """Before the first probe, which takes minutes."""
+    for each in loaded:
+        if each.spacing is None:
+            raise ValueError(
+                f"{each.path} does not say at which spacing it was pretrained, and cases cannot be "
+                "brought to it. Convert its weights again with the spacing in mm: nnssl_convert "
+                "WEIGHTS -o FILE --spacing Z Y X"
+            )
 
 
 def _evaluated(entry: Entry, probe: Probe, encoder: Swin) -> ProbeRow:

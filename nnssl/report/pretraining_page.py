@@ -3,96 +3,23 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
-from nnssl import checkpoint, files
 from nnssl.checkpoint.describe import PROBE, by
-from nnssl.report import collection, collection_page, cost
+from nnssl.report import collection_page, cost
 from nnssl.report.charts import PANEL
 from nnssl.report.collection import Collection
+from nnssl.report.pretraining_folder import Pretraining
 from nnssl.study.report import drawing
 from nnssl.study.report.page import Section, Tile, Tiles, page
 from nnssl.study.report.tables import Cell, Table
 from nnssl.train import pictures
-from nnssl.train.log import LOG, duration
-from nnssl.train.run import FINAL, LATEST
-from nnssl.types import MANIFEST, PREPROCESSED
 
 POINTS = 600  # of a line
 SHOWN_LEFT_OUT = 12
 WAITING = 0.1  # of the time: a larger fraction is reported
-
-
-@dataclass(frozen=True)
-class Pretraining:
-    """The results folder of a run: rows of its log, the header of its newest checkpoint, and its
-    manifest; {} for what is not there.
-    """
-
-    folder: Path
-    rows: list[dict]
-    header: dict
-    manifest: dict
-
-    @classmethod
-    def read(cls, folder: Path) -> Pretraining:
-        rows = files.read_json_lines(folder / LOG)
-        path = folder / MANIFEST
-        manifest = files.read_json(path) if path.is_file() else {}
-        return cls(folder, rows, _newest_header(folder), manifest)
-
-    @property
-    def name(self) -> str:
-        return f"{self.header.get('plan', {}).get('name', '')} {self.folder.resolve().name}".strip()
-
-    @property
-    def step(self) -> int:
-        return self.rows[-1]["step"] if self.rows else 0
-
-    @property
-    def batch_size(self) -> int:
-        return self.header["run"]["batch_size"]
-
-    @property
-    def duration(self) -> str:
-        """What the training took, in words."""
-        return duration(cost.seconds(self.rows, self.batch_size))
-
-    @property
-    def is_finished(self) -> bool:
-        return (self.folder / FINAL).exists()
-
-    def collection(self) -> Collection | None:
-        """The scans it was trained on, where they are still below $nnUNet_preprocessed."""
-        plan = self.header.get("plan", {})
-        folder = _preprocessed(plan.get("name"))
-        found = Collection.read(folder) if folder else None
-        if found is None or found.plan is None:
-            return None
-        return found if found.plan.fingerprint == plan["fingerprint"] else None
-
-
-def _newest_header(folder: Path) -> dict:
-    """Of its newest checkpoint; {} where it has none."""
-    there = [folder / name for name in (FINAL, LATEST) if (folder / name).exists()]
-    return checkpoint.read(there[0])["header"] if there else {}
-
-
-def _preprocessed(name: str | None) -> Path | None:
-    """The folder of a collection; None where it is not there, or not whole."""
-    root = os.environ.get(PREPROCESSED)
-    if not root or not name:
-        return None
-    folder = Path(root) / "nnssl" / name
-    return folder if _holds_collection(folder) else None
-
-
-def _holds_collection(folder: Path) -> bool:
-    return all((folder / name).is_file() for name in (collection.REPORT, collection.PLAN))
 
 
 def render_pretraining(folder: Path) -> str:

@@ -115,7 +115,10 @@ class CaseRow(Row):
 
 @dataclass(frozen=True, kw_only=True)
 class CkaRow(Row):
-    """CKA of two encoders, `first` and `second`: values [rows columns], by the names of layers."""
+    """CKA of two encoders, `first` and `second`: values [rows columns], by the names of layers.
+
+    `trainings`: a fingerprint of each fine-tuned one's results; None in earlier versions.
+    """
 
     KIND, KEY = "cka", ("task", "first", "second", "seed")
     task: str
@@ -126,11 +129,19 @@ class CkaRow(Row):
     columns: list[str]
     values: list[list[float | None]]
     volumes: int = 0  # crops
+    trainings: list[str] | None = None
+
+    @property
+    def encoders(self) -> list[str]:
+        return [self.first, self.second]
 
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionRow(Row):
-    """Mean attention distance of one head, in mm, and that of even attention in its window."""
+    """Mean attention distance of one head, in mm, and that of even attention in its window.
+
+    `trainings` as of CKA; `volumes`: crops, 0 in earlier versions.
+    """
 
     KIND, KEY = "attention", ("task", "arm", "budget", "seed", "layer", "head")
     task: str
@@ -141,6 +152,12 @@ class AttentionRow(Row):
     head: int
     mm: float
     uniform_mm: float | None = None
+    volumes: int = 0
+    trainings: list[str] | None = None
+
+    @property
+    def encoders(self) -> list[str]:
+        return [f"{self.arm} {self.budget}"]
 
 
 KINDS: dict[str, type[Row]] = {

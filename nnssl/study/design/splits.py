@@ -9,16 +9,15 @@ quite, and none is trained on whose subject is validated on.
 
 from __future__ import annotations
 
-import fcntl
 import pickle
 import random
 import re
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from nnssl import files
+from nnssl.study import file_lock
 from nnssl.study.design.description import ALL, REST, Budget, Study, Task
 from nnssl.study.rows import grouped
 
@@ -50,7 +49,8 @@ def append(path: Path, study: Study, task: Task, labels: Labels) -> dict[Key, Sp
     Where there is no file yet, nnU-Net's own five folds are written first (by subject where the
     task has subjects). Raises SplitError.
     """
-    with _locked(path):
+    # two studies may share a dataset: one writes after the other
+    with file_lock.exclusive(path.with_name(f".{path.name}.lock")):
         stored = list(files.read_json(path)) if path.is_file() else None
         entries = first_folds(sorted(labels), task.subject) if stored is None else list(stored)
         found = {
@@ -262,11 +262,3 @@ def _occurring(properties: Mapping) -> Iterator[Hashable]:
     for label, voxels in properties["class_locations"].items():
         if len(voxels):
             yield label if isinstance(label, (int, tuple)) else str(label)
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Two studies may share a dataset: one writes after the other."""
-    with path.with_name(f".{path.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield

@@ -1,6 +1,6 @@
 """From the runs to results.jsonl, which is all that a report needs: the rows of the study and of
 the runs that its description asks for, as they are now, then those of other kinds (`nnssl_study
-features`), which are left alone.
+features`), which are left alone unless a network that they are about has been trained anew.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from nnssl import __version__, files
 from nnssl.study.design import splits
 from nnssl.study.design.description import Study
 from nnssl.study.execution import jobs, runs
-from nnssl.study.execution.jobs import DONE, NOT_DONE, FineTuningJob
+from nnssl.study.execution.jobs import DONE, FAILED, NOT_DONE, FineTuningJob, Outcome
 from nnssl.study.execution.runs import StudyRun
 from nnssl.study.rows import CaseRow, EpochRow, RunRow, StudyRow
 
@@ -33,20 +33,56 @@ def collect(study: Study) -> dict[str, str]:
     before = files.read_json_lines(study.results) if study.results.exists() else []
     of_study = (row for row in before if row["kind"] == StudyRow.KIND)
     same = (row for row in of_study if row["description"] == now["description"])
-    others = [row for row in before if row["kind"] not in OURS]
+    others = [row for row in _measured_still(study, before) if row["kind"] not in OURS]
     rows = [next(same, now), *chain.from_iterable(of_runs.values()), *others]
     files.write_json_lines(study.results, rows)
     return {name: rows[0]["state"] for name, rows in of_runs.items()}
+
+
+def _measured_still(study: Study, rows: list[dict]) -> list[dict]:
+    """Without those about networks that have been trained anew or are gone."""
+    folders = (study.folder / "runs").glob("*")
+    trainings = {jobs.rows_sha256(folder) for folder in folders}
+    return [row for row in rows if trainings.issuperset(row.get("trainings") or ())]
 
 
 def rows_of(run: StudyRun) -> list[dict]:
     """A finished run's rows as its job wrote them, cases with their subject where the task has
     subjects; else one that says that it failed, and why, or is missing.
     """
-    path = run.folder / jobs.ROWS
-    if not (run.is_done and path.is_file()):
-        return [_unfinished(run).to_json()]
-    return [_with_subject(row, run.task.subject) for row in files.read_json_lines(path)]
+    outcome = outcome_of(run)
+    if outcome.state != DONE:
+        return [_unfinished(run, outcome).to_json()]
+    rows = files.read_json_lines(run.folder / jobs.ROWS)
+    return [_with_subject(row, run.task.subject) for row in rows]
+
+
+def outcome_of(run: StudyRun) -> Outcome:
+    """What became of a run as it is described now: of one that was trained with other settings than
+    these there is no result.
+    """
+    if not run.is_done:
+        return run.outcome
+    if not (run.folder / jobs.ROWS).is_file():
+        return Outcome(NOT_DONE)
+    return Outcome(FAILED, _other_settings(run)) if is_described_otherwise(run) else run.outcome
+
+
+def is_described_otherwise(run: StudyRun) -> bool:
+    """Whether it was begun with other settings than the description says now. Earlier versions did
+    not note them.
+    """
+    path = run.folder / jobs.JOB
+    noted = files.read_json(path).get("described") if path.is_file() else None
+    return noted is not None and noted != files.fingerprint(run.described)
+
+
+def _other_settings(run: StudyRun) -> str:
+    return (
+        "trained with other settings than the description says now; put the earlier recipe, "
+        "trainer and dataset back, or give the study or the arm another name, or remove "
+        f"runs/{run.name} from the study's folder and nnU-Net's training under {run.plans}"
+    )
 
 
 def row_of(run: StudyRun) -> RunRow:
@@ -60,8 +96,7 @@ def _with_subject(row: dict, subject: str | None) -> dict:
     return {**row, "subject": splits.subject_of(row["case"], subject)}
 
 
-def _unfinished(run: StudyRun) -> RunRow:
-    outcome = run.outcome
+def _unfinished(run: StudyRun, outcome: Outcome) -> RunRow:
     return RunRow(
         run=run.name,
         task=run.task.name,
@@ -72,7 +107,7 @@ def _unfinished(run: StudyRun) -> RunRow:
         configuration=run.task.configuration,
         trainer=run.trainer,
         plans=run.plans,
-        state=NOT_DONE if outcome.state == DONE else outcome.state,
+        state=outcome.state,
         reason=outcome.reason,
     )
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
 from nnssl import files
 from nnssl.commands import Command
+from nnssl.study import file_lock
 from nnssl.study.design.description import Arm, Study
 from nnssl.study.execution.jobs import StudyError
 from nnssl.study.execution.shell import Foreground
@@ -17,6 +19,7 @@ from nnssl.types import BASE, PREPROCESSED, RAW
 PLANNERS = {
     f"nnUNetResEncUNet{size}Plans": f"nnUNetPlannerResEnc{size}" for size in ("M", "L", "XL")
 }
+LOCK = ".preprocessing.lock"  # in a dataset's folder
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,20 @@ class Dataset:
         if self._stored_cases(configuration, plans) >= self.about["numTraining"]:
             return []
         return [self._preprocess(configuration, plans)]
+
+    def require_stored(self, configuration: str, plans: str = BASE) -> None:
+        """Raises StudyError where nnU-Net has left cases out."""
+        if commands := self.commands(configuration, plans):
+            raise self._incomplete(configuration, plans, commands[0])
+
+    def _incomplete(self, configuration: str, plans: str, command: Command) -> StudyError:
+        there = (self.folder / f"{plans}.json").is_file()
+        stored = self._stored_cases(configuration, plans) if there else 0
+        return StudyError(
+            f"dataset {self.given}: {stored} of {self.about['numTraining']} cases are stored for "
+            f"{configuration}, although nnU-Net's commands succeeded. To see why, type: "
+            f"{shlex.join(command)}. If dataset.json counts too many, correct its numTraining"
+        )
 
     def _preprocess(self, configuration: str, plans: str) -> Command:
         words = ["-plans_name", plans, "-c", configuration, "-np", _processes()]
@@ -136,11 +153,24 @@ def labelled(arm: Arm) -> tuple[str, str]:
 
 
 def preprocess(study: Study, here: Foreground) -> None:
-    """nnU-Net's plans and data of all datasets; which data are missing is known with the plans."""
+    """nnU-Net's plans and data of all datasets; which data are missing is known with the plans.
+
+    nnU-Net empties its folder first, so that two calls at once would remove each other's cases: the
+    second one waits, and finds them. Raises CommandError, or StudyError where cases are missing
+    afterwards.
+    """
     for dataset, configuration, plans in wanted(study):
-        for _ in ("plan", "preprocess"):
-            commands = dataset.commands(configuration, plans)
-            here.run(commands, f"data-{dataset.given}-{configuration}")
+        dataset.folder.mkdir(parents=True, exist_ok=True)
+        with file_lock.exclusive(dataset.folder / LOCK) as lock:
+            _provide(dataset, configuration, plans, here, lock)
+
+
+def _provide(dataset: Dataset, configuration: str, plans: str, here: Foreground, lock: int) -> None:
+    """Plan and preprocess what is missing."""
+    for _ in ("plan", "preprocess"):
+        commands = dataset.commands(configuration, plans)
+        here.run(commands, f"data-{dataset.given}-{configuration}", lock)
+    dataset.require_stored(configuration, plans)
 
 
 def identifier(plans: dict, configuration: str) -> str:

@@ -9,6 +9,7 @@ from nnssl.commands import Command
 from nnssl.study.design.description import Study
 from nnssl.study.execution import collect, datasets, pretraining, requirements, runs
 from nnssl.study.execution.arm_plans import Plans
+from nnssl.study.execution.jobs import DONE
 from nnssl.study.execution.runs import StudyRun
 from nnssl.study.rows import RunRow
 
@@ -62,7 +63,7 @@ def cost(every: Sequence[StudyRun], todo: Sequence[StudyRun], parallel: int) -> 
     if not todo:
         return "Cost: nothing left to do"
     epochs = sum(run.epochs for run in todo)
-    done = [collect.row_of(run) for run in every if run.is_done]
+    done = [row for row in map(collect.row_of, every) if row.state == DONE]
     if not done:
         return (
             f"Cost: {epochs} epochs in all. The time per epoch is known only after the first run; "

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from nnssl import files
+from nnssl.finetune import resolve
 from nnssl.study.design import splits
-from nnssl.study.design.description import Budget, settings
+from nnssl.study.design.description import Budget
 from nnssl.study.design.splits import Split
 from nnssl.study.execution.arm_plans import Plans
 from nnssl.study.execution.jobs import FineTuningJob
@@ -15,7 +16,9 @@ from nnssl.study.execution.shell import Foreground
 
 Splits = dict[tuple[Budget, int], Split]  # by budget and seed
 
-DATA = ("dataset", "configuration", "plans")  # what of a task decides on the training's data
+# what of nnU-Net's plans decides on the patches that a training sees: of all, of a configuration
+OF_PLANS = ("transpose_forward", "foreground_intensity_properties_per_channel")
+OF_CONFIGURATION = ("spacing", "patch_size", "batch_size", "normalization_schemes")
 
 
 def write_jobs(pairs: Sequence[ArmOnTask], here: Foreground) -> list[StudyRun]:
@@ -71,22 +74,22 @@ def job(run: StudyRun, dataset: str, split: Split, plans: dict) -> FineTuningJob
         tolerance=run.task.tolerance,
         elsewhere=str(run.arm.train or "") if by_others else None,
         val=list(split.val) if by_others else None,
+        data=None if by_others else _data_fingerprint(run, plans),
+        described=files.fingerprint(run.described),
         fingerprint=files.fingerprint(_made_of(run, split, plans)),
     )
 
 
+def _data_fingerprint(run: StudyRun, plans: dict) -> str | None:
+    """Of the data that a training here sees; None where the plans say nothing."""
+    if "configurations" not in plans:
+        return None
+    resolved = resolve(plans, run.task.configuration)
+    said = [plans.get(key) for key in OF_PLANS]
+    return files.fingerprint([*said, *(resolved.get(key) for key in OF_CONFIGURATION)])
+
+
 def _made_of(run: StudyRun, split: Split, plans: dict) -> dict:
     """What would make it another training: arm, recipe, checkpoint, cases."""
-    made_of = {
-        "task": {key: value for key, value in settings(run.task).items() if key in DATA},
-        "recipe": run.recipe,
-        "trainer": run.trainer,
-        "checkpoint": plans.get("pretrain_info", {}).get("sha256") or run.arm.encoder,
-        "train": split.train,
-        "val": split.val,
-    }
-    if run.arm.start == "default" and run.arm.plans:
-        made_of["plans"] = run.arm.plans
-    if run.arm.start == "elsewhere":
-        made_of |= {"recipe": {}, "plans": run.plans}
-    return made_of
+    checkpoint = plans.get("pretrain_info", {}).get("sha256") or run.arm.encoder
+    return run.described | {"checkpoint": checkpoint, "train": split.train, "val": split.val}

@@ -8,19 +8,18 @@ the first and then finds it done.
 
 from __future__ import annotations
 
-import fcntl
 import shlex
 import signal
 import sys
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from nnssl import files, signals
 from nnssl.commands import Command, CommandError
+from nnssl.study import file_lock
 from nnssl.study.execution import jobs, shell
-from nnssl.study.execution.jobs import DONE, FAILED, NNUNET, FineTuningJob, Outcome, PretrainingJob
+from nnssl.study.execution.jobs import DONE, FAILED, FineTuningJob, Outcome, PretrainingJob
+from nnssl.study.execution.nnunet_training import NNUNET
 from nnssl.study.measurement import segmentation, training
 from nnssl.study.rows import Row, RunRow
 from nnssl.types import FINAL
@@ -34,7 +33,7 @@ def run_job(folder: Path | str) -> dict[str, str | None]:
     exceptions that no command caused leave it.
     """
     folder = Path(folder)
-    with _folder_lock(folder) as lock:
+    with file_lock.exclusive(folder / ".lock") as lock:
         outcome = jobs.outcome(folder)
         if outcome.state != DONE:
             outcome = _attempt(folder, lock)
@@ -176,13 +175,6 @@ def can_continue(fold: Path) -> bool:
     """Whether there is a whole checkpoint for --c; others are removed."""
     drop_cut_short(fold)
     return any((fold / name).is_file() for name in CHECKPOINTS)
-
-
-@contextmanager
-def _folder_lock(folder: Path) -> Iterator[int]:
-    with (folder / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield lock.fileno()
 
 
 def main() -> int:

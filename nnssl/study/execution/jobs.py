@@ -4,19 +4,23 @@ fine-tuning, rows.jsonl. `nnssl.study.execution.job` does one.
 
 from __future__ import annotations
 
-import os
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import NamedTuple
 
 from nnssl import files
 from nnssl.commands import Command
+from nnssl.study.execution.nnunet_training import NnunetTraining
 from nnssl.study.rows import Budget
-from nnssl.types import RESULTS
 
 JOB, LOG, OUTCOME, ROWS = "job.json", "log.txt", "outcome.json", "rows.jsonl"
 DONE, FAILED, NOT_DONE = "done", "failed", "missing"
-NNUNET = "nnUNetv2_train"
+# why a training would have another folder, and what to put back
+ENTRY_MOVED = (
+    "splits_final.json was made anew, and the same cases are now another entry of it",
+    "splits_final.json",
+)
+RENAMED = ("the study or the dataset has another name now", "name")
 
 
 class StudyError(RuntimeError):
@@ -35,6 +39,30 @@ class OtherSettingsError(StudyError):
         )
 
 
+class OtherDataError(StudyError):
+    """`folder` holds the job `before`, begun with data or plans that have changed since."""
+
+    def __init__(self, folder: Path, before: FineTuningJob) -> None:
+        super().__init__(
+            f"the preprocessed data of {before.dataset} or nnU-Net's plans have changed since "
+            f"{folder.name} was begun (spacing, patch, batch, normalisation or intensities of "
+            f"{before.configuration}). Put the earlier plans and data back, or give the study "
+            f"another name, or remove {folder} and nnU-Net's training under {before.plans}"
+        )
+
+
+class MovedTrainingError(StudyError):
+    """The job in `folder` was begun in another folder of nnU-Net's than it would be trained in."""
+
+    def __init__(self, folder: Path, before: NnunetTraining, now: NnunetTraining) -> None:
+        cause, back = RENAMED if before.fold == now.fold else ENTRY_MOVED
+        super().__init__(
+            f"{folder.name} was begun in {before.folder}, but would be trained in {now.folder}: "
+            f"{cause}. Put the earlier {back} back, or remove {folder} and what nnU-Net trained "
+            "in both of these folders"
+        )
+
+
 class Outcome(NamedTuple):
     """What became of a job. state: "done", "failed" (then with the reason) or "missing"."""
 
@@ -45,26 +73,6 @@ class Outcome(NamedTuple):
     def in_short(self) -> str:
         """The first line of the reason."""
         return str(self.reason).strip().splitlines()[0]
-
-
-@dataclass(frozen=True)
-class NnunetTraining:
-    """One of nnU-Net's trainings, by the names from which it makes the training's folder."""
-
-    dataset: str  # the full name
-    configuration: str
-    fold: int | str
-    trainer: str
-    plans: str
-
-    @property
-    def folder(self) -> Path:
-        model = f"{self.trainer}__{self.plans}__{self.configuration}"
-        return Path(os.environ[RESULTS], self.dataset, model, f"fold_{self.fold}")
-
-    def command(self, device: str, program: str = NNUNET) -> Command:
-        arguments = [program, self.dataset, self.configuration, str(self.fold)]
-        return [*arguments, "-tr", self.trainer, "-p", self.plans, "-device", device]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +111,8 @@ class FineTuningJob:
     elsewhere:   of what another environment trains: its program, or "" where somebody trains by
                  hand; None: nnU-Net here.
     val:         the cases that it must have been validated on, where it is trained elsewhere.
+    data:        changes with nnU-Net's preprocessing; None: not known, as in earlier versions.
+    described:   changes with what the description says of the training; None as with `data`.
     fingerprint: changes with whatever would make it another training.
     """
 
@@ -121,6 +131,8 @@ class FineTuningJob:
     tolerance: float
     elsewhere: str | None = None
     val: list[str] | None = None
+    data: str | None = None
+    described: str | None = None
     fingerprint: str
 
     @property
@@ -128,8 +140,8 @@ class FineTuningJob:
         return NnunetTraining(self.dataset, self.configuration, self.fold, self.trainer, self.plans)
 
     def to_json(self) -> dict:
-        omitted = () if self.elsewhere is not None else ("elsewhere", "val")
-        return {key: value for key, value in asdict(self).items() if key not in omitted}
+        """As earlier versions wrote it, where nothing that they did not know is said."""
+        return {key: value for key, value in asdict(self).items() if value is not None}
 
     @classmethod
     def from_json(cls, content: dict) -> FineTuningJob:
@@ -185,16 +197,30 @@ def _require_whole(folder: Path, kind: type[Job], content: dict) -> None:
 
 
 def write_job(folder: Path, job: Job) -> None:
-    """Raises OtherSettingsError."""
+    """Raises OtherSettingsError or OtherDataError."""
     before = read_job(folder) if (folder / JOB).is_file() else None
     if before == job:
         return
     if before and before.fingerprint != job.fingerprint:
         raise OtherSettingsError(folder, before)
-    if before and isinstance(job, FineTuningJob):
-        # another tolerance, or another place: measured again, not trained
-        _forget_rows(folder)
+    if isinstance(before, FineTuningJob) and isinstance(job, FineTuningJob):
+        _refuse_other_data(folder, before, job)
+        if not _is_measured_alike(before, job):
+            _forget_rows(folder)
     files.write_json(folder / JOB, job.to_json())
+
+
+def _refuse_other_data(folder: Path, before: FineTuningJob, job: FineTuningJob) -> None:
+    """Raises OtherDataError where both jobs know their data."""
+    if before.data and job.data and before.data != job.data:
+        raise OtherDataError(folder, before)
+
+
+def _is_measured_alike(before: FineTuningJob, job: FineTuningJob) -> bool:
+    """Not so with another tolerance, or in another place: measured again, not trained. What an
+    earlier version did not note changes nothing.
+    """
+    return replace(before, data=job.data, described=job.described) == job
 
 
 def _forget_rows(folder: Path) -> None:
@@ -202,19 +228,36 @@ def _forget_rows(folder: Path) -> None:
     (folder / ROWS).unlink(missing_ok=True)
 
 
+def rows_sha256(folder: Path) -> str | None:
+    """Of a finished run's rows, which tells its training from any other; None without them."""
+    path = folder / ROWS
+    return files.sha256(path) if path.is_file() else None
+
+
 def _refuse_others(folder: Path, job: FineTuningJob) -> None:
-    """Raises StudyError where a new run would take for its own what another study of the same name
-    has trained.
-    """
-    if (folder / JOB).is_file() or job.elsewhere is not None:
+    """Raises StudyError where a run would take for its own what another run has trained."""
+    if job.elsewhere is not None:
         return
-    fold = job.training.folder
-    if any(fold.glob("checkpoint_*.pth")):
+    if (folder / JOB).is_file():
+        _refuse_moved(folder, job)
+    elif job.training.is_begun:
         raise StudyError(
-            f"{fold} holds a training that this study did not start; {folder.name} would continue "
-            "it or count it as its own. Give this study another name (name: in the description), "
-            "or remove that training"
+            f"{job.training.folder} holds a training that this study did not start; {folder.name} "
+            "would continue it or count it as its own. Give this study another name (name: in the "
+            "description), or remove that training"
         )
+
+
+def _refuse_moved(folder: Path, job: FineTuningJob) -> None:
+    """Raises MovedTrainingError where the run's training would have another folder than before, and
+    one of the two is not empty: that of another run would be continued or counted.
+    """
+    stored = read_job(folder)
+    if not isinstance(stored, FineTuningJob) or stored.fingerprint != job.fingerprint:
+        return  # of other settings altogether, which `write_job` says
+    before, now = stored.training, job.training
+    if before != now and (before.is_begun or now.is_begun):
+        raise MovedTrainingError(folder, before, now)
 
 
 def outcome(folder: Path) -> Outcome:

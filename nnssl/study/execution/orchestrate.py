@@ -67,4 +67,4 @@ def _state_counts(states: Iterable[str]) -> str:
 
 
 def _failure_line(run: StudyRun) -> str:
-    return f"  failed: {run.name}: {run.outcome.in_short} (log: {run.folder / LOG})"
+    return f"  failed: {run.name}: {collect.outcome_of(run).in_short} (log: {run.folder / LOG})"

@@ -13,7 +13,8 @@ from nnssl.study.design.description import Arm, Study, settings
 from nnssl.study.execution.datasets import Dataset, labelled
 from nnssl.study.execution.executor import Executor
 from nnssl.study.execution.flags import flags, recipe_flags
-from nnssl.study.execution.jobs import NnunetTraining, PretrainingJob, Work
+from nnssl.study.execution.jobs import PretrainingJob, Work
+from nnssl.study.execution.nnunet_training import NnunetTraining
 from nnssl.types import BASE, FINAL, PrintFn
 
 PRESET = "smit"  # of a random start like no pretrained arm

@@ -9,13 +9,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from nnssl.study.design.description import BASELINE, OTHERS, Arm, Budget, Study, Task
+from nnssl.study.design.description import BASELINE, OTHERS, Arm, Budget, Study, Task, settings
 from nnssl.study.execution.datasets import Dataset
 from nnssl.study.execution.jobs import Work
 
 TRAINER = "SwinSSLTrainer"  # of arms with pretrained weights, unless the recipe names another
 FIXED_TRAINERS = {"scratch": "SwinScratchTrainer", "default": "DefaultNetworkTrainer"}
 EPOCHS = 1000  # nnU-Net's own, where the recipe says nothing
+DATA = ("dataset", "configuration", "plans")  # what of a task decides on the training's data
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,17 @@ class ArmOnTask:
     def epochs(self) -> int:
         """0 where nobody here decides on them."""
         return 0 if self.arm.start == "elsewhere" else int(self.recipe.get("epochs", EPOCHS))
+
+    @property
+    def described(self) -> dict:
+        """What the description alone says of the training; nothing that is known from files."""
+        task = {key: value for key, value in settings(self.task).items() if key in DATA}
+        said = {"task": task, "recipe": self.recipe, "trainer": self.trainer}
+        if self.arm.start == "elsewhere":
+            return said | {"recipe": {}, "plans": self.plans}
+        if self.arm.start == "default" and self.arm.plans:
+            return said | {"plans": self.arm.plans}
+        return said
 
     @property
     def source(self) -> Arm | None:

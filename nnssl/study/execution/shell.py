@@ -26,13 +26,13 @@ class Foreground:
     folder: Path
     print_fn: PrintFn
 
-    def run(self, commands: Sequence[Command], name: str) -> None:
-        """All output is added to <name>.txt. Raises CommandError."""
+    def run(self, commands: Sequence[Command], name: str, lock: int | None = None) -> None:
+        """All output is added to <name>.txt. lock: as of `execute`. Raises CommandError."""
         log = self.folder / f"{name}.txt"
         log.parent.mkdir(parents=True, exist_ok=True)
         for command in commands:
             self.print_fn(f"  $ {shlex.join(command)}")
-            execute(command, log)
+            execute(command, log, lock)
 
 
 def execute(

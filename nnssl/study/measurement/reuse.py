@@ -3,16 +3,17 @@
     of every task, arm and seed:  pretrained -- few labels,  pretrained -- many labels,  few -- many
 
 Few and many are the smallest and the largest budget that is done. All is read from the runs'
-job.json and nnU-Net's folders; what results.jsonl has already is not measured again.
+job.json and nnU-Net's folders. What results.jsonl has already is not measured again, unless the
+runs have been trained anew or another number of volumes is asked for.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import combinations
+from itertools import chain, combinations
 from pathlib import Path
 
 from torch import Tensor
@@ -22,10 +23,10 @@ from nnssl.finetune import resolve
 from nnssl.finetune.architecture import INFO, is_ours
 from nnssl.network.swin_unetr import SwinUNETR
 from nnssl.study.design.description import Study
-from nnssl.study.execution import jobs, runs
-from nnssl.study.execution.jobs import FineTuningJob
+from nnssl.study.execution import collect, jobs, runs
+from nnssl.study.execution.jobs import FineTuningJob, rows_sha256
 from nnssl.study.measurement import features
-from nnssl.study.rows import AttentionRow, Budget, CkaRow, Row, by_size, grouped
+from nnssl.study.rows import AttentionRow, Budget, CkaRow, by_size, grouped
 from nnssl.types import PREPROCESSED, PrintFn, Shape
 
 VOLUMES = 50
@@ -33,6 +34,7 @@ PRETRAINED = "pretrained"  # in the place of a budget
 MEASURED = {kind.KIND: kind for kind in (CkaRow, AttentionRow)}
 
 Key = tuple[str | int, ...]
+Measured = CkaRow | AttentionRow
 
 
 def measure_missing(
@@ -43,27 +45,31 @@ def measure_missing(
     volumes: crops of validation cases that each pair sees. Runs of other networks than ours are
     left out. The file must end with a whole line, as `collect` leaves it.
     """
-    known = _known(study.results)
-    before = len(known)
-    for one in [ReuseComparison(ends, volumes) for ends in _ends(study)]:
+    stored, new = _stored(study.results), 0
+    folder = study.folder / "runs"
+    for one in [ReuseComparison(ends, volumes, folder) for ends in _ends(study)]:
+        known = {row.key for row in stored if one.accepts(row)}
         if one.is_ours and not known.issuperset(one.wanted()):
             print_fn(f"feature reuse: {one.job.task}, {one.job.arm}, seed {one.job.seed}")
-            _append(study.results, one.rows(), known)
-    return len(known) - before
+            new += _append(study.results, one.rows(), known)
+    return new
 
 
-def _append(path: Path, rows: Iterator[Row], known: set[Key]) -> None:
-    """Those that are not known yet, each as soon as it is measured."""
+def _append(path: Path, rows: Iterator[Measured], known: set[Key]) -> int:
+    """Those that are not known yet, each as soon as it is measured; their number."""
+    new = 0
     for row in rows:
         if row.key not in known:
             files.append_json_line(path, row.to_json())
-            known.add(row.key)
+            new += 1
+    return new
 
 
-def _known(path: Path) -> set[Key]:
-    """The keys of the rows that were measured before."""
+def _stored(path: Path) -> list[Measured]:
+    """The rows that were measured before; of those with the same key the last one."""
     rows = [row for row in files.read_json_lines(path) if row["kind"] in MEASURED]
-    return {MEASURED[row["kind"]].key_of(row) for row in rows}
+    parsed = [MEASURED[row["kind"]].from_json(row) for row in rows]
+    return list({row.key: row for row in parsed}.values())
 
 
 def _ends(study: Study) -> list[list[FineTuningJob]]:
@@ -80,16 +86,23 @@ def _fewest_and_most(found: list[FineTuningJob]) -> list[FineTuningJob]:
 
 
 def _done(study: Study) -> list[FineTuningJob]:
-    done = [jobs.read_job(run.folder) for run in runs.all_runs(study) if run.is_done]
-    return [job for job in done if isinstance(job, FineTuningJob)]
+    """The jobs of the runs that count for the description as it is now."""
+    done = [run for run in runs.all_runs(study) if run.is_done]
+    counted = [run for run in done if not collect.is_described_otherwise(run)]
+    found = [jobs.read_job(run.folder) for run in counted]
+    return [job for job in found if isinstance(job, FineTuningJob)]
 
 
 @dataclass(frozen=True)
 class ReuseComparison:
-    """Of the networks of one arm, task and seed. jobs: of the fewest and the most labels."""
+    """Of the networks of one arm, task and seed.
+
+    jobs: of the fewest and the most labels. folder: of the study's runs.
+    """
 
     jobs: list[FineTuningJob]
     volumes: int
+    folder: Path
 
     @property
     def job(self) -> FineTuningJob:
@@ -141,18 +154,37 @@ class ReuseComparison:
         depths = encoder["depths"]
         return f"stage {len(depths)} block {depths[-1]}", encoder["heads"][-1]
 
-    def rows(self) -> Iterator[Row]:
-        networks = self._networks()
-        yield from self._cka_rows(networks)
-        yield from self._attention_rows(networks)
+    def accepts(self, row: Measured) -> bool:
+        """Whether a row with a key of its own still holds: of these trainings and as many volumes.
+        What an earlier version has not noted is not asked for.
+        """
+        if row.trainings is None:
+            return True
+        return row.trainings == self._trainings_of(row) and row.volumes == self.volumes
 
-    def _cka_rows(self, networks: list[tuple[Budget, SwinUNETR]]) -> Iterator[Row]:
+    def _trainings_of(self, row: Measured) -> list[str] | None:
+        """The fingerprints of its fine-tuned networks; None where one has no results."""
+        named = [self._trainings[name] for name in row.encoders if name in self._trainings]
+        known = [fingerprint for fingerprint in named if fingerprint]
+        return known if len(known) == len(named) else None
+
+    @cached_property
+    def _trainings(self) -> dict[str, str | None]:
+        """By the name of a network."""
+        return {f"{job.arm} {job.budget}": rows_sha256(self.folder / job.run) for job in self.jobs}
+
+    def rows(self) -> Iterator[Measured]:
+        networks = self._networks()
+        for row in chain(self._cka_rows(networks), self._attention_rows(networks)):
+            yield replace(row, trainings=self._trainings_of(row), volumes=self.volumes)
+
+    def _cka_rows(self, networks: list[tuple[Budget, SwinUNETR]]) -> Iterator[CkaRow]:
         job = self.job
         named = [(f"{job.arm} {budget}", each) for budget, each in networks]
         for first, second in combinations(named, 2):
             yield features.cka_row(job.task, *first, *second, self._crops(), job.seed)
 
-    def _attention_rows(self, networks: list[tuple[Budget, SwinUNETR]]) -> Iterator[Row]:
+    def _attention_rows(self, networks: list[tuple[Budget, SwinUNETR]]) -> Iterator[AttentionRow]:
         job, spacing = self.job, self.configuration["spacing"]
         for budget, network in networks:
             run_fields = (job.task, job.arm, budget, job.seed)

@@ -159,7 +159,7 @@ def gap(results: Results) -> Table:
 def _gap(results: Results, fewest: Group, most: Group) -> list[Cell]:
     few, many = results.scores(fewest, "dice"), results.scores(most, "dice")
     what = [fewest.task, fewest.arm, str(fewest.budget), str(most.budget)]
-    return [*what, few.mean, many.mean, many.minus(few).interval]
+    return [*what, few.mean, many.mean, results.difference(most, fewest, "dice").interval]
 
 
 ACROSS = Table(
@@ -167,6 +167,7 @@ ACROSS = Table(
     title="From one modality to another",
     note=(
         "Within: tasks of the modality that the arm was pretrained on; across: tasks of another. "
+        "Scratch has a row for each modality that other arms were pretrained on. "
         "The drop in Dice also holds how hard the tasks are; scratch's drop shows that part. "
         "Gain: Dice minus scratch's on the same cases; gain lost: what of it does not carry over. "
         "Intervals by bootstrap over seeds and cases."
@@ -193,13 +194,23 @@ def modality(results: Results) -> Table:
 
 
 def _across(results: Results, arm: str) -> Iterator[list[Cell]]:
-    """To each other modality, at each budget."""
-    own = results.modality("arms", arm) or MODALITY
+    """From each modality to each other one, at each budget."""
     tasks = grouped(results.tasks, lambda task: results.modality("tasks", task))
-    others = sorted(kind for kind in tasks if kind and kind != own)
-    for other, budget in product(others, results.budgets):
-        if cells := _lost(results, tasks.get(own, []), tasks[other], arm, budget):
+    kinds = sorted(kind for kind in tasks if kind)
+    directions = product(_modalities(results, arm), kinds, results.budgets)
+    for own, other, budget in directions:
+        cells = _lost(results, tasks.get(own, []), tasks[other], arm, budget)
+        if cells and other != own:
             yield [arm, f"{own} to {other}", str(budget), *cells]
+
+
+def _modalities(results: Results, arm: str) -> list[str]:
+    """That of the arm's pretraining; of scratch, which has none, those of the others, so that it is
+    there for each of them to be read against.
+    """
+    others = [other for other in results.arms if other != BASELINE]
+    arms = (others or [arm]) if arm == BASELINE else [arm]
+    return sorted({results.modality("arms", each) or MODALITY for each in arms})
 
 
 def _lost(

@@ -17,6 +17,7 @@ import pandas as pd
 
 from nnssl import files
 from nnssl.study.report import statistics
+from nnssl.study.report.pairing import paired_differences
 from nnssl.study.report.row_parsing import ResultsError, parse_rows
 from nnssl.study.report.statistics import Interval
 from nnssl.study.rows import (
@@ -74,6 +75,7 @@ class Results:
         self._epochs = grouped(_of(EpochRow, kept), lambda row: row.run)
         self._cases = _frame(_of(CaseRow, kept))
         self._pivots: dict[tuple[str, str | None], pd.DataFrame] = {}
+        self._labelled: dict[Group, pd.DataFrame] = {}
         self._subjects_of: dict[Group, pd.Series] = {}
         self._scores: dict[tuple[Group, str, str | None], Scores] = {}
         self.done = self._groups()
@@ -124,7 +126,21 @@ class Results:
         return [group for group in groups if not self.scores(group, "dice").is_empty]
 
     def over_scratch(self, group: Group, measure: str) -> Scores:
-        return self.scores(group, measure).minus(self.scores(group.baseline, measure))
+        return self.difference(group, group.baseline, measure)
+
+    def difference(self, group: Group, other: Group, measure: str) -> Scores:
+        """`group` minus `other`, paired by seed and case; of the seeds and cases that both have."""
+        ours, theirs = self._by_label(group), self._by_label(other)
+        return Scores(paired_differences(ours, theirs, measure), self._subjects(group))
+
+    def _by_label(self, group: Group) -> pd.DataFrame:
+        """A group's measures by seed, case and label."""
+        if group not in self._labelled:
+            seeds = {run.run: run.seed for run in self.done.get(group, ())}
+            cases = _where(self._cases, self._cases["run"].isin(list(seeds)))
+            keyed = cases.assign(seed=cases["run"].map(seeds)).set_index(["seed", "case", "label"])
+            self._labelled[group] = keyed.filter(items=list(MEASURES))
+        return self._labelled[group]
 
     def scores(self, group: Group, measure: str, label: str | None = None) -> Scores:
         """A group's measure by seed and case; the mean over a case's labels where `label` is
@@ -245,11 +261,6 @@ class Scores:
     def mean(self) -> float:
         """Over the cases of each seed, then over the seeds; NaN without any value."""
         return float(self.frame.mean(axis=1).mean())
-
-    def minus(self, other: Scores) -> Scores:
-        """The differences, paired by seed and case; of the seeds and cases that both have."""
-        ours, theirs = self.frame.align(other.frame, join="inner")
-        return Scores(ours - theirs, self.subject)
 
 
 def _of(kind: type[R], rows: list[Row]) -> list[R]:

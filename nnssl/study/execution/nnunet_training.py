@@ -1,0 +1,37 @@
+"""One of nnU-Net's trainings: its folder and its command."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from nnssl.commands import Command
+from nnssl.types import RESULTS
+
+NNUNET = "nnUNetv2_train"
+
+
+@dataclass(frozen=True)
+class NnunetTraining:
+    """By the names from which nnU-Net makes its folder."""
+
+    dataset: str  # the full name
+    configuration: str
+    fold: int | str
+    trainer: str
+    plans: str
+
+    @property
+    def folder(self) -> Path:
+        model = f"{self.trainer}__{self.plans}__{self.configuration}"
+        return Path(os.environ[RESULTS], self.dataset, model, f"fold_{self.fold}")
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether it has left a checkpoint."""
+        return any(self.folder.glob("checkpoint_*.pth"))
+
+    def command(self, device: str, program: str = NNUNET) -> Command:
+        arguments = [program, self.dataset, self.configuration, str(self.fold)]
+        return [*arguments, "-tr", self.trainer, "-p", self.plans, "-device", device]
