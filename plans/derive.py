@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from nnssl import files, weights
 from nnssl.encoder.presets import preset
+from nnssl.finetune import checkpoint_choice
 from nnssl.finetune.architecture import (
     BASE,
     INFO,
@@ -45,9 +46,9 @@ def derive(request: PlansRequest) -> Path:
     folder = _dataset_folder(request.dataset)
     path = files.inside(folder, f"{request.name}.json")
     base = _base_plans(folder, request) if request.base else None
+    _refuse_to_overwrite(path)
     start = _start(request, folder, base)
     request = replace(request, decoder=request.decoder or start.decoder)
-    _refuse_to_overwrite(path)
     plans = base or _plans_from_planner(request, folder, start)
     _complete(plans, request, start, recipe)
     files.write_json(path, plans)
@@ -55,13 +56,18 @@ def derive(request: PlansRequest) -> Path:
 
 
 def _start(request: PlansRequest, folder: Path, base: dict | None) -> PlannedStart:
-    """The preset's or the checkpoint's. Where none is named, that of the images' dimensions."""
+    """The preset's or the checkpoint's; of released weights that of the images' dimensions."""
     from nnssl.plans.planner import PlannedStart
 
     if request.preset:
         return PlannedStart(preset(request.preset))
-    flat = not request.checkpoint and _are_slices(request, folder, base)
+    flat = _takes_released(request) and _are_slices(request, folder, base)
     return PlannedStart.of(request.checkpoint, 2 if flat else 3)
+
+
+def _takes_released(request: PlansRequest) -> bool:
+    """Whether no checkpoint is named or found."""
+    return not request.checkpoint and checkpoint_choice.choose({}, "nnssl_plan -c").default
 
 
 def _are_slices(request: PlansRequest, folder: Path, base: dict | None) -> bool:

@@ -207,14 +207,25 @@ class SwinPlanner(ExperimentPlanner):
         return manager.num_segmentation_heads
 
     def _data_identifier(self, plan: dict, own: str) -> str:
-        """That of nnU-Net's own plans where these would preprocess the same; else an own one, which
-        changes with the data: plans of the same name may be made again at another spacing.
+        """That of nnU-Net's own plans, or of those of this name, where they would preprocess the
+        same. Else a new one, which changes with the data: plans may be made again at another
+        spacing.
         """
         settings = data_settings(self._top, plan)
         recursive_fix_for_json_export(settings)
-        path = Path(nnUNet_preprocessed, self.dataset_name, f"{BASE}.json")
-        theirs = files.read_json(path) if path.is_file() else {"configurations": {}}
-        other = theirs["configurations"].get(own.removeprefix(f"{self.plans_identifier}_"))
-        if other and data_settings(theirs, other) == settings:
-            return other["data_identifier"]
-        return f"{own}_{files.fingerprint(settings)}"
+        name = own.removeprefix(f"{self.plans_identifier}_")
+        known = (self._known_identifier(made, name, settings) for made in self._names_of_plans)
+        return next(filter(None, known), f"{own}_{files.fingerprint(settings)}")
+
+    @property
+    def _names_of_plans(self) -> tuple[str, str]:
+        """Those that may have such data already."""
+        return BASE, self.plans_identifier
+
+    def _known_identifier(self, plans_name: str, configuration: str, settings: dict) -> str | None:
+        """Of a configuration of these plans, if it has such data."""
+        path = Path(nnUNet_preprocessed, self.dataset_name, f"{plans_name}.json")
+        plans = files.read_json(path) if path.is_file() else {"configurations": {}}
+        found = plans["configurations"].get(configuration)
+        same = found is not None and data_settings(plans, found) == settings
+        return found["data_identifier"] if same else None

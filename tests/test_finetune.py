@@ -326,7 +326,9 @@ def test_a_resumed_model_is_that_of_its_own_checkpoint(nnunet_env, monkeypatch, 
 
 def of_fold(sha256: str | None = "a") -> dict:
     """Plans of a fold from this checkpoint; None: from none."""
-    return nnunet_plans() | ({INFO: {"sha256": sha256}} if sha256 else {})
+    plans = nnunet_plans() | ({INFO: {"sha256": sha256}} if sha256 else {})
+    plans["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]["decoder"] = "light"
+    return plans
 
 
 @pytest.fixture
@@ -356,6 +358,8 @@ def test_folds_of_different_pretrainings_are_not_mixed(tmp_path, trained_model):
         ("normalization_schemes", ["ZScoreNormalization"], "normalization_schemes"),
         ("architecture", {"network_class_name": "Swin"}, "architecture"),
         ("architecture", {"of_a_later_version": 1}, None),
+        ("architecture", {"arch_kwargs": {"decoder": {"name": "light", "norm": 1}}}, None),
+        ("architecture", {"arch_kwargs": {"decoder": {"name": "nnunet"}}}, "architecture"),
         ("patch_size", [32, 32, 32], None),
     ],
 )
@@ -373,7 +377,7 @@ def test_folds_of_different_networks_or_data_are_not_mixed(trained_model, key, v
 def test_a_training_stops_where_nnunets_plans_have_changed_beneath_its_own(tmp_path):
     """Its data are shared with them, and may have been preprocessed again."""
     base, own = nnunet_plans(), nnunet_plans() | {"plans_name": "own"}
-    for name, content in (("nnUNetPlans", base), ("own", own)):
+    for name, content in (("nnUNetPlans", base), ("own", own | {RECIPE: {}})):
         files.write_json(tmp_path / f"{name}.json", content)
     base["configurations"]["2d"]["spacing"] = [2.0, 2.0]  # of another configuration
     files.write_json(tmp_path / "nnUNetPlans.json", base)
@@ -387,6 +391,12 @@ def test_a_training_stops_where_nnunets_plans_have_changed_beneath_its_own(tmp_p
     for configuration in ("3d_fullres", "3d_cascade_fullres"):
         with pytest.raises(ValueError, match=said):
             finetune.require_same_data(tmp_path, own, configuration)
+    # residual encoders share the data of `nnUNetPlans`, which may be older than theirs
+    residual = nnunet_plans() | {"plans_name": "nnUNetResEncUNetLPlans"}
+    files.write_json(tmp_path / "nnUNetResEncUNetLPlans.json", residual)
+    files.write_json(tmp_path / "splits_final.json", [])
+    finetune.require_same_data(tmp_path, own, "3d_fullres")
+    (tmp_path / "nnUNetResEncUNetLPlans.json").unlink()
     (tmp_path / "nnUNetPlans.json").unlink()
     finetune.require_same_data(tmp_path, own, "3d_fullres")
 

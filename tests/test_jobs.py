@@ -250,7 +250,7 @@ def test_rows_about_a_training_that_is_gone_are_dropped(tmp_path):
     first, second = runs.all_runs(small_study)
     for run in (first, second):
         finished(run)
-    ours, theirs = (files.sha256(run.folder / jobs.ROWS) for run in (first, second))
+    ours, theirs = (jobs.training_fingerprint(run.folder) for run in (first, second))
     measured = [
         {"kind": "cka", "task": "old"},  # of an earlier version
         {"kind": "cka", "task": "both", "trainings": [ours, theirs]},
@@ -265,6 +265,9 @@ def test_rows_about_a_training_that_is_gone_are_dropped(tmp_path):
         return [row["task"] for row in rows if row["kind"] in ("cka", "attention")]
 
     assert collected() == ["old", "both", "second", "pretrained"]
+    rows = files.read_json_lines(first.folder / jobs.ROWS)
+    files.write_json_lines(first.folder / jobs.ROWS, [row | {"hd95": 2.0} for row in rows])
+    assert collected()[1] == "both"  # with another tolerance
     finished(first, dice=0.3)  # trained again
     assert collected() == ["old", "second", "pretrained"]
 

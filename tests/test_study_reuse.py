@@ -132,10 +132,10 @@ def test_what_was_trained_anew_is_measured_again(study):
     files.append_json_line(path, {"kind": "epoch", "run": "t__scratch__all__0", "epoch": 0})
     rows = files.read_json_lines(study.results)
     (cka,) = [row for row in rows if row["kind"] == "cka" and row["first"] == "scratch 2"]
-    assert cka["trainings"][1] != files.sha256(path)
+    assert cka["trainings"][1] != jobs.training_fingerprint(path.parent)
     assert measured_again(study) == {"scratch 2", "scratch all"}
     last = files.read_json_lines(study.results)[-1]
-    assert (last["budget"], last["trainings"]) == ("all", [files.sha256(path)])
+    assert (last["budget"], last["trainings"]) == ("all", [jobs.training_fingerprint(path.parent)])
     assert measured_again(study) == set()
     assert len(Results.read(study.results).cka) == 4
 

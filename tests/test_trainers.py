@@ -183,6 +183,10 @@ def test_a_training_that_goes_on_without_an_average_has_none(ready, tmp_path):
     resumed = ready("SwinSSLTrainer", epochs=8, ema=0.0, lr=1e-2)
     resumed.load_checkpoint(str(tmp_path / "saved.pth"))
     assert not changed(raw, weights(resumed))
+    resumed.average.use()  # as in `nnUNetv2_train --val`: nothing has been trained since
+    assert changed(raw, weights(resumed))
+    train_epoch(resumed, 1)
+    raw = weights(resumed)
     resumed.on_validation_epoch_start()
     assert not changed(raw, weights(resumed))
 

@@ -39,7 +39,7 @@ class DefaultNetworkTrainer(nnUNetTrainer):
             finetune.prepare_cpu()
 
     def on_train_start(self) -> None:
-        """Raises OtherDataError before anything is trained on data of other plans."""
+        """Raises ChangedPlansError before anything is trained on data of other plans."""
         finetune.require_same_data(
             Path(self.preprocessed_dataset_folder_base),
             self.plans_manager.plans,

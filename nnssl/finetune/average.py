@@ -60,6 +60,7 @@ class Average:
     @torch.no_grad()
     def _update(self, *_: object) -> None:
         if not self.decay:
+            self.updates = 0  # of a former recipe: with this step that average is out of date
             return
         if not self.updates:
             self._others = self._copies()
@@ -86,6 +87,4 @@ class Average:
             self._others = self._copies()
             for name, parameter in self._named.items():
                 parameter.copy_(raw[name])
-        if not self.decay:  # the recipe has changed: nothing would keep the average up to date
-            self.updates = 0
         return state

@@ -23,7 +23,7 @@ def refuse_mixed_folds(model: Path | str, fold: int | str, plans: dict, name: st
     path, others = Path(model, "plans.json"), _other_folds(Path(model), fold)
     if not others or not path.is_file():
         return
-    if difference := _difference(files.read_json(path), plans, name):
+    if difference := _what_differs(files.read_json(path), plans, name):
         raise OriginError(
             f"{model} holds {others} fold(s) {difference}. Create separate plans for each: "
             "nnssl_plan -d DATASET -c CHECKPOINT --name NAME, and train with -p NAME; nnssl_plan "
@@ -36,7 +36,7 @@ def _other_folds(model: Path, fold: int | str) -> int:
     return sum(path.parent.name != f"fold_{fold}" for path in model.glob(f"fold_*/{FINAL}"))
 
 
-def _difference(before: dict, now: dict, name: str) -> str:
+def _what_differs(before: dict, now: dict, name: str) -> str:
     """In words; empty where there is none. The recipe, patch and batch may differ."""
     theirs, ours = _pretrained_sha256(before), _pretrained_sha256(now)
     if theirs != ours:
@@ -57,8 +57,16 @@ def _by_hash(sha256: str | None) -> str:
 def _made_of(plans: dict, name: str) -> dict:
     """Network and data of a configuration, as JSON has them."""
     resolved = resolve(plans, name)
-    network = {"architecture": resolved["architecture"]}
+    network = {"architecture": _with_named_decoder(resolved["architecture"])}
     return json.loads(json.dumps(network | data_settings(plans, resolved)))
+
+
+def _with_named_decoder(architecture: dict) -> dict:
+    """In older plans a decoder is a name alone."""
+    arguments = architecture.get("arch_kwargs", {})
+    if not isinstance(decoder := arguments.get("decoder"), str):
+        return architecture
+    return architecture | {"arch_kwargs": arguments | {"decoder": {"name": decoder}}}
 
 
 def _agree(a: object, b: object) -> bool:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from nnssl import files
 from nnssl.finetune.plans_file import resolve
+from nnssl.recipe import RECIPE
 
 # of a configuration; its other entries are about the network
 OF_THE_DATA = (
@@ -24,7 +25,7 @@ INTENSITIES = "foreground_intensity_properties_per_channel"
 DIGITS = 6  # of a spacing that count
 
 
-class OtherDataError(ValueError):
+class ChangedPlansError(ValueError):
     """The plans are not those by which their data were preprocessed."""
 
 
@@ -47,32 +48,42 @@ def _intensities_used(plans: Mapping, configuration: Mapping) -> dict:
 
 
 def require_same_data(folder: Path, plans: dict, name: str) -> None:
-    """Raises OtherDataError where configuration `name` uses data of nnU-Net's own plans, and these
-    are no longer what they were: the data may have been preprocessed again since.
+    """Raises ChangedPlansError where configuration `name` uses data of nnU-Net's own plans, none of
+    which would preprocess as it says: they were made again since, and perhaps the data too.
 
     folder: of the dataset's plans and data.
     """
     own = resolve(plans, name)
-    if not (owner := _owner(folder, own["data_identifier"])) or owner == plans["plans_name"]:
-        return
-    theirs = files.read_json(folder / f"{owner}.json")
-    if not (there := _with_data(theirs, own["data_identifier"])):
-        return
-    before, now = data_settings(plans, own), data_settings(theirs, there)
-    if changed := [key for key in before if before[key] != now[key]]:
-        raise OtherDataError(_says_changed(folder, plans["plans_name"], owner, changed))
+    wanted, known = data_settings(plans, own), _known_data(folder, own["data_identifier"])
+    if known and wanted not in known.values():
+        owner, now = next(iter(known.items()))
+        changed = [key for key in wanted if wanted[key] != now[key]]
+        raise ChangedPlansError(_says_changed(folder, plans["plans_name"], owner, changed))
 
 
-def _owner(folder: Path, identifier: str) -> str | None:
-    """The name of the plans in `folder` that these data are named after."""
-    named = [path.stem for path in folder.glob("*.json") if identifier.startswith(f"{path.stem}_")]
-    return max(named, key=len, default=None)
+def _known_data(folder: Path, identifier: str) -> dict[str, dict]:
+    """The settings of these data in nnU-Net's own plans in `folder`, by the plans' name. Several
+    plans may share them, as those of residual encoders do.
+    """
+    others = ((path.stem, _nnunets_plans(path)) for path in sorted(folder.glob("*.json")))
+    found = ((owner, plans, _with_data(plans, identifier)) for owner, plans in others if plans)
+    return {owner: data_settings(plans, there) for owner, plans, there in found if there}
+
+
+def _nnunets_plans(path: Path) -> dict | None:
+    """Its content; None where it is none of nnU-Net's own plans, which say nothing of a recipe."""
+    try:
+        content = files.read_json(path)
+    except (OSError, ValueError):
+        return None
+    is_plans = isinstance(content, dict) and isinstance(content.get("configurations"), dict)
+    return content if is_plans and RECIPE not in content else None
 
 
 def _with_data(plans: dict, identifier: str) -> dict | None:
     """The configuration of these data."""
     resolved = (resolve(plans, name) for name in plans["configurations"])
-    return next((one for one in resolved if one["data_identifier"] == identifier), None)
+    return next((one for one in resolved if one.get("data_identifier") == identifier), None)
 
 
 def _says_changed(folder: Path, name: str, owner: str, changed: list[str]) -> str:

@@ -42,7 +42,7 @@ def collect(study: Study) -> dict[str, str]:
 def _measured_still(study: Study, rows: list[dict]) -> list[dict]:
     """Without those about networks that have been trained anew or are gone."""
     folders = (study.folder / "runs").glob("*")
-    trainings = {jobs.rows_sha256(folder) for folder in folders}
+    trainings = {jobs.training_fingerprint(folder) for folder in folders}
     return [row for row in rows if trainings.issuperset(row.get("trainings") or ())]
 
 

@@ -14,6 +14,7 @@ from nnssl.study.execution.nnunet_training import NnunetTraining
 from nnssl.study.rows import Budget
 
 JOB, LOG, OUTCOME, ROWS = "job.json", "log.txt", "outcome.json", "rows.jsonl"
+BY_SURFACE = {"surface_dice", "hd95"}  # of a case's row
 DONE, FAILED, NOT_DONE = "done", "failed", "missing"
 # why a training would have another folder, and what to put back
 ENTRY_MOVED = (
@@ -217,10 +218,11 @@ def _refuse_other_data(folder: Path, before: FineTuningJob, job: FineTuningJob) 
 
 
 def _is_measured_alike(before: FineTuningJob, job: FineTuningJob) -> bool:
-    """Not so with another tolerance, or in another place: measured again, not trained. What an
-    earlier version did not note changes nothing.
+    """Not so with another tolerance, or in another place: measured again, not trained. Another
+    device, and what an earlier version did not note, change nothing.
     """
-    return replace(before, data=job.data, described=job.described) == job
+    same = replace(before, data=job.data, described=job.described, device=job.device)
+    return same == job
 
 
 def _forget_rows(folder: Path) -> None:
@@ -228,10 +230,14 @@ def _forget_rows(folder: Path) -> None:
     (folder / ROWS).unlink(missing_ok=True)
 
 
-def rows_sha256(folder: Path) -> str | None:
-    """Of a finished run's rows, which tells its training from any other; None without them."""
+def training_fingerprint(folder: Path) -> str | None:
+    """Of a finished run's rows, which tell its training from any other; None without them. What is
+    measured with a tolerance does not count: that may be measured again.
+    """
     path = folder / ROWS
-    return files.sha256(path) if path.is_file() else None
+    rows = files.read_json_lines(path) if path.is_file() else []
+    kept = [{key: row[key] for key in row.keys() - BY_SURFACE} for row in rows]
+    return files.fingerprint(kept) if kept else None
 
 
 def _refuse_others(folder: Path, job: FineTuningJob) -> None:

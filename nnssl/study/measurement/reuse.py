@@ -24,7 +24,7 @@ from nnssl.finetune.architecture import INFO, is_ours
 from nnssl.network.swin_unetr import SwinUNETR
 from nnssl.study.design.description import Study
 from nnssl.study.execution import collect, jobs, runs
-from nnssl.study.execution.jobs import FineTuningJob, rows_sha256
+from nnssl.study.execution.jobs import FineTuningJob, training_fingerprint
 from nnssl.study.measurement import features
 from nnssl.study.rows import AttentionRow, Budget, CkaRow, by_size, grouped
 from nnssl.types import PREPROCESSED, PrintFn, Shape
@@ -171,7 +171,8 @@ class ReuseComparison:
     @cached_property
     def _trainings(self) -> dict[str, str | None]:
         """By the name of a network."""
-        return {f"{job.arm} {job.budget}": rows_sha256(self.folder / job.run) for job in self.jobs}
+        folders = {f"{job.arm} {job.budget}": self.folder / job.run for job in self.jobs}
+        return {name: training_fingerprint(folder) for name, folder in folders.items()}
 
     def rows(self) -> Iterator[Measured]:
         networks = self._networks()
