@@ -4,6 +4,7 @@ segments them.
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import micro
@@ -23,6 +24,7 @@ from nnssl.train.log import Log
 from nnssl.train.pretrain import Options
 
 SPACING = (5.0, 6.0, 6.0)
+UNMOVED = atlas.Affine(((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)), (0.0,) * 3)
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +113,28 @@ def test_they_are_made_once_and_anew_for_another_number(collection):
     assert parcel_maps.make(folder, plan, 8, 0, print) == cases
     assert (folder / f"{cases[0]}{PARCELS}").is_file()
     assert read_json(folder / parcel_maps.NOTE)["classes"] == 8
+
+
+def test_a_stop_half_way_leaves_no_parcels_that_count(collection, tmp_path, monkeypatch):
+    """Some labels are of six classes then, the others still of eight."""
+    folder, plan, cases = collection
+    mixed, stored = shutil.copytree(folder, tmp_path / "mixed"), []
+    store = parcel_maps.store
+
+    def stopped(*args):
+        if stored:
+            raise KeyboardInterrupt
+        stored.append(store(*args))
+
+    monkeypatch.setattr(atlas, "register", lambda *_: UNMOVED)
+    monkeypatch.setattr(parcel_maps, "store", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        parcel_maps.make(mixed, plan, 6, 0, print)
+    assert len(stored) == 1
+    assert not any(parcel_maps.are_made(mixed, plan, classes) for classes in (6, 8))
+    monkeypatch.setattr(parcel_maps, "store", store)
+    assert parcel_maps.make(mixed, plan, 8, 0, print) == cases
+    assert parcel_maps.are_made(mixed, plan, 8)
 
 
 @pytest.mark.parametrize("classes", [1, 251])

@@ -91,6 +91,8 @@ def make(
     registered = _register(stored, work, num_processes)
     registered.require(needed, inside(folder, FAILED), made_for)
     centres = cluster(np.concatenate(list(registered.rows.values())), classes)
+    # Where this is stopped half-way, some labels are of these centres and some of earlier ones.
+    inside(folder, NOTE).unlink(missing_ok=True)
     labelled = registered.without(_label_all(registered, work, centres, num_processes))
     write_json(inside(folder, NOTE), {**made_for, **labelled.note(centres)})
     if labelled.left_out:
