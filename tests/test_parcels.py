@@ -17,7 +17,8 @@ from nnssl import phantoms
 from nnssl.data import atlas, parcel_maps
 from nnssl.data.crops import PARCELS, Crops
 from nnssl.data.prepare import prepare
-from nnssl.files import read_json, write_json
+from nnssl.data.refusals import PassingError
+from nnssl.files import NoRoomError, read_json, write_json
 from nnssl.network.reconstruction import at_size
 from nnssl.train import pretrain
 from nnssl.train.log import Log
@@ -135,6 +136,36 @@ def test_a_stop_half_way_leaves_no_parcels_that_count(collection, tmp_path, monk
     monkeypatch.setattr(parcel_maps, "store", store)
     assert parcel_maps.make(mixed, plan, 8, 0, print) == cases
     assert parcel_maps.are_made(mixed, plan, 8)
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (MemoryError(), r"out of memory.*-np 1"),
+        (OSError(5, "Input/output error"), "Input/output error"),
+        (NoRoomError("the disk is full"), "^the disk is full$"),
+    ],
+)
+@pytest.mark.parametrize("stage", ["tissue_and_position", "store"])
+def test_a_failure_that_may_pass_is_an_error_and_is_not_noted(
+    collection, tmp_path, monkeypatch, stage, error, words
+):
+    """A scan that could not be registered for want of memory had no parcels for ever."""
+    folder, plan, cases = collection
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    (copy / parcel_maps.NOTE).unlink()
+
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(atlas, "register", lambda *_: UNMOVED)
+    with monkeypatch.context() as patch:
+        patch.setattr(parcel_maps, stage, fail)
+        with pytest.raises((PassingError, NoRoomError), match=words):
+            parcel_maps.make(copy, plan, 8, 0, print)
+    assert not (copy / parcel_maps.NOTE).exists()
+    assert not (copy / parcel_maps.FAILED).exists()
+    assert parcel_maps.make(copy, plan, 8, 0, print) == cases
 
 
 @pytest.mark.parametrize("classes", [1, 251])

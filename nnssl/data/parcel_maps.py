@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from nnssl.data import atlas
 from nnssl.data.crops import PARCELS
 from nnssl.data.plan import Plan
 from nnssl.data.preprocess import store
+from nnssl.data.refusals import PassingError
 from nnssl.data.tissue import cluster, nearest_centre, tissue_and_position
 from nnssl.data.workers import Failed, parallel_map
 from nnssl.files import fingerprint, inside, names_in, read_json, write_json
@@ -74,6 +75,8 @@ def make(
     Scans that cannot be registered have none; they are counted, and named in parcels.json.
     Raises ValueError for a number of classes that cannot be, and TooFewRegistered where fewer than
     two scans or fewer than `least` are left; this is noted, so that no scan is registered again.
+    Raises PassingError where a worker or the memory failed, and NoRoomError where the disk is full;
+    neither is noted, and the next run tries again.
     """
     _check_classes(classes)
     made_for = _made_for(folder, plan, classes, cases)
@@ -93,13 +96,12 @@ def make(
     centres = cluster(np.concatenate(list(registered.rows.values())), classes)
     # Where this is stopped half-way, some labels are of these centres and some of earlier ones.
     inside(folder, NOTE).unlink(missing_ok=True)
-    labelled = registered.without(_label_all(registered, work, centres, num_processes))
-    write_json(inside(folder, NOTE), {**made_for, **labelled.note(centres)})
-    if labelled.left_out:
-        left_out = f"{len(labelled.left_out)} of {len(stored)} scans are left out"
+    _label_all(registered, work, centres, num_processes)
+    write_json(inside(folder, NOTE), {**made_for, **registered.note(centres)})
+    if registered.left_out:
+        left_out = f"{len(registered.left_out)} of {len(stored)} scans are left out"
         print_fn(f"parcels: {left_out}, see {folder / NOTE}")
-    _require_enough_scans(needed, labelled.cases, labelled.left_out)
-    return labelled.cases
+    return registered.cases
 
 
 def _check_classes(classes: int) -> None:
@@ -130,11 +132,6 @@ class _Registered:
             write_json(path, {**made_for, "cases": self.cases, "left_out": self.left_out})
         _require_enough_scans(needed, self.cases, self.left_out)
 
-    def without(self, failed: dict[str, str]) -> _Registered:
-        """Without those that failed later, {case: reason}."""
-        affines = {case: affine for case, affine in self.affines.items() if case not in failed}
-        return replace(self, affines=affines, left_out=self.left_out | failed)
-
     def note(self, centres: np.ndarray) -> dict:
         """What parcels.json says of how the parcels with these `centres` [classes F] were made."""
         return {
@@ -148,12 +145,12 @@ class _Registered:
 
 def _register(stored: Sequence[str], work: _Work, num_processes: int) -> _Registered:
     template = _template(stored, work.folder)
-    function = partial(_register_and_sample, work=work, template=template)
+    function = partial(_placed, work=work, template=template)
     found = _results(function, stored, num_processes, "register")
     affines, rows, left_out = {}, {}, {}
     for case in stored:  # in the plan's order, whichever was done first
-        if isinstance(found[case], Failed):
-            left_out[case] = found[case].reason
+        if isinstance(found[case], str):
+            left_out[case] = found[case]
         else:
             affines[case], rows[case] = found[case]
     return _Registered(template, affines, rows, left_out)
@@ -165,13 +162,10 @@ def _template(stored: Sequence[str], folder: Path) -> str:
     return stored[atlas.template_of([tuple(properties["shape"]) for properties in notes])]
 
 
-def _label_all(
-    found: _Registered, work: _Work, centres: np.ndarray, num_processes: int
-) -> dict[str, str]:
-    """Store the parcels of all registered scans; {case: reason} of those that failed."""
+def _label_all(found: _Registered, work: _Work, centres: np.ndarray, num_processes: int) -> None:
+    """Store the parcels of all registered scans."""
     function = partial(_label, work=work, centres=centres)
-    done = _results(function, list(found.affines.items()), num_processes, "parcels")
-    return {case: result.reason for (case, _), result in done.items() if isinstance(result, Failed)}
+    _results(function, list(found.affines.items()), num_processes, "parcels")
 
 
 def preprocessed(folder: Path, plan: Plan) -> list[str]:
@@ -198,6 +192,16 @@ def identity(folder: Path) -> str:
     metadata = read_json(inside(folder, NOTE))
     which = fingerprint([metadata["template"], metadata["centres"]])
     return f"{metadata['classes']} classes of {len(metadata['cases'])} scans ({which})"
+
+
+def _placed(case: str, work: _Work, template: str) -> tuple[atlas.Affine, np.ndarray] | str:
+    """What `_register_and_sample` gives; the reason where it is the scan that cannot be registered,
+    which it never will.
+    """
+    try:
+        return _register_and_sample(case, work, template)
+    except atlas.RegistrationError as refusal:
+        return str(refusal)
 
 
 def _register_and_sample(case: str, work: _Work, template: str) -> tuple[atlas.Affine, np.ndarray]:
@@ -231,8 +235,26 @@ def _label(item: tuple[str, atlas.Affine], work: _Work, centres: np.ndarray) -> 
 
 
 def _results(function: Callable, items: Sequence, num_processes: int, title: str) -> dict:
+    """{item: result}. Raises at the first that failed: another try may do better, so nothing of it
+    is to be noted.
+    """
+    results = {}
     with closing(parallel_map(function, items, num_processes, title)) as done:
-        return dict(done)
+        for item, result in done:
+            if isinstance(result, Failed):
+                case = item if isinstance(item, str) else item[0]
+                raise PassingError(_how_to_go_on(case, result.unless_no_room()))
+            results[item] = result
+    return results
+
+
+def _how_to_go_on(case: str, reason: str) -> str:
+    return (
+        f"the parcels of {case} cannot be made now: {reason}. Nothing of this is remembered: type "
+        "the same command again, with fewer processes (-np 1) where memory is short, or with "
+        "--check where the preprocessed scan is damaged. SMIT also trains without parcels (--set "
+        "w_parcels=0)"
+    )
 
 
 def _ready(folder: Path, made_for: dict, cases: Sequence[str] | None) -> list[str] | None:
