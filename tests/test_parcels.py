@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import micro
 import numpy as np
@@ -14,7 +15,7 @@ import torch
 from torch.nn import functional
 
 from nnssl import phantoms
-from nnssl.data import atlas, parcel_maps
+from nnssl.data import atlas, parcel_failures, parcel_maps
 from nnssl.data.crops import PARCELS, Crops
 from nnssl.data.prepare import prepare
 from nnssl.data.refusals import PassingError
@@ -164,8 +165,21 @@ def test_a_failure_that_may_pass_is_an_error_and_is_not_noted(
         with pytest.raises((PassingError, NoRoomError), match=words):
             parcel_maps.make(copy, plan, 8, 0, print)
     assert not (copy / parcel_maps.NOTE).exists()
-    assert not (copy / parcel_maps.FAILED).exists()
+    assert not (copy / parcel_failures.FAILED).exists()
     assert parcel_maps.make(copy, plan, 8, 0, print) == cases
+
+
+def test_a_registration_that_lacks_memory_is_not_one_that_fails(monkeypatch):
+    """ITK says both by a RuntimeError."""
+    voxels = phantoms.phantom(0, (24, 36, 40), SPACING).hu.astype(np.float32)
+
+    def execute(*_) -> None:
+        raise RuntimeError("ITK ERROR: Failed to allocate memory for image.")
+
+    method = SimpleNamespace(SetInitialTransform=lambda *_, **__: None, Execute=execute)
+    monkeypatch.setattr(atlas, "_registration_method", lambda: method)
+    with pytest.raises(MemoryError, match="Failed to allocate"):
+        atlas.register(voxels, voxels, SPACING)
 
 
 @pytest.mark.parametrize("classes", [1, 251])

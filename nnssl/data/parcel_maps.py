@@ -20,6 +20,14 @@ import numpy as np
 
 from nnssl.data import atlas
 from nnssl.data.crops import PARCELS
+from nnssl.data.parcel_failures import (
+    FAILED,
+    how_to_go_on,
+    read_note,
+    require_enough_scans,
+    require_not_failed,
+    require_writable,
+)
 from nnssl.data.plan import Plan
 from nnssl.data.preprocess import store
 from nnssl.data.refusals import PassingError
@@ -31,14 +39,9 @@ from nnssl.types import BODY_HU, PrintFn, Spacing
 
 FORMAT = 1
 NOTE = "parcels.json"
-FAILED = "parcels_failed.json"  # for what they were tried, and which scans could not be registered
 MOST_CLASSES = 250  # uint8, with 0 for what is no body
 SAMPLES = 600  # body voxels of each scan that the clusters are made of
 FEWEST = 2  # scans
-
-
-class TooFewRegistered(ValueError):
-    """Too few scans could be registered to one another to create parcels."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,8 @@ def make(
     Scans that cannot be registered have none; they are counted, and named in parcels.json.
     Raises ValueError for a number of classes that cannot be, and TooFewRegistered where fewer than
     two scans or fewer than `least` are left; this is noted, so that no scan is registered again.
+    Raises ReadOnlyCollection where parcels would have to be written in a folder that may only be
+    read, before any scan is registered.
     Raises PassingError where a worker or the memory failed, and NoRoomError where the disk is full;
     neither is noted, and the next run tries again.
     """
@@ -83,9 +88,10 @@ def make(
     stored = made_for["stored"]
     needed = max(FEWEST, math.ceil(least * len(stored)))
     if (ready := _ready(folder, made_for, cases)) is not None:
-        _require_enough_scans(needed, ready, read_json(inside(folder, NOTE))["left_out"])
+        require_enough_scans(needed, ready, read_json(inside(folder, NOTE))["left_out"])
         return ready
-    _require_not_failed(folder, made_for, needed)
+    require_not_failed(folder, made_for, needed)
+    require_writable(folder, classes)
     print_fn(
         f"parcels: {len(stored)} scans are being registered to one of them, a second or two each "
         f"(in {max(1, num_processes)} processes)"
@@ -130,7 +136,7 @@ class _Registered:
         """Raises TooFewRegistered for fewer than `needed`, which is noted in `path`."""
         if len(self.cases) < needed:
             write_json(path, {**made_for, "cases": self.cases, "left_out": self.left_out})
-        _require_enough_scans(needed, self.cases, self.left_out)
+        require_enough_scans(needed, self.cases, self.left_out)
 
     def note(self, centres: np.ndarray) -> dict:
         """What parcels.json says of how the parcels with these `centres` [classes F] were made."""
@@ -243,25 +249,16 @@ def _results(function: Callable, items: Sequence, num_processes: int, title: str
         for item, result in done:
             if isinstance(result, Failed):
                 case = item if isinstance(item, str) else item[0]
-                raise PassingError(_how_to_go_on(case, result.unless_no_room()))
+                raise PassingError(how_to_go_on(case, result.unless_no_room()))
             results[item] = result
     return results
-
-
-def _how_to_go_on(case: str, reason: str) -> str:
-    return (
-        f"the parcels of {case} cannot be made now: {reason}. Nothing of this is remembered: type "
-        "the same command again, with fewer processes (-np 1) where memory is short, or with "
-        "--check where the preprocessed scan is damaged. SMIT also trains without parcels (--set "
-        "w_parcels=0)"
-    )
 
 
 def _ready(folder: Path, made_for: dict, cases: Sequence[str] | None) -> list[str] | None:
     """The scans that have parcels, where these were made for the same scans, plan and number of
     classes; of a run that continues with `cases`, where all of them have some.
     """
-    metadata = _read_note(inside(folder, NOTE))
+    metadata = read_note(inside(folder, NOTE))
     if metadata is None or not _holds(metadata, made_for, cases):
         return None
     return metadata["cases"] if _are_there(folder, metadata["cases"]) else None
@@ -283,39 +280,8 @@ def _holds(metadata: dict, made_for: dict, cases: Sequence[str] | None) -> bool:
     return not differing
 
 
-def _read_note(path: Path) -> dict | None:
-    """None if it is absent or damaged."""
-    try:
-        metadata = read_json(path)
-    except (OSError, ValueError):
-        return None
-    return metadata if isinstance(metadata, dict) else None
-
-
 def _made_for(folder: Path, plan: Plan, classes: int, cases: Sequence[str] | None) -> dict:
     there = preprocessed(folder, plan)
     if cases:
         there = [case for case in there if case in set(cases)]
     return {"format": FORMAT, "plan": plan.fingerprint, "classes": classes, "stored": there}
-
-
-def _require_not_failed(folder: Path, made_for: dict, needed: int) -> None:
-    """Raises TooFewRegistered where the same scans were tried before; classes do not matter."""
-    metadata = _read_note(inside(folder, FAILED)) or {}
-    same = all(metadata.get(name) == made_for[name] for name in ("format", "plan", "stored"))
-    cases, left_out = metadata.get("cases"), metadata.get("left_out")
-    if same and isinstance(cases, list) and isinstance(left_out, dict):
-        _require_enough_scans(needed, cases, left_out)
-
-
-def _require_enough_scans(needed: int, cases: Sequence[str], failed: dict[str, str]) -> None:
-    if len(cases) < needed:
-        raise TooFewRegistered(
-            f"{len(cases)} of {len(cases) + len(failed)} scans could be registered to one another, "
-            f"{needed} are needed{_first_reason(failed)}"
-        )
-
-
-def _first_reason(failed: dict[str, str]) -> str:
-    reasons = list(failed.values())
-    return f" (the first that could not: {reasons[0]})" if reasons else ""
