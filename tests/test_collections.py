@@ -283,7 +283,7 @@ def trains(nnunet_env, tmp_path, monkeypatch):
     monkeypatch.setattr(pretrain, "keep_freed_memory", lambda: False)
     raw_folder(tmp_path / "raw")
 
-    def run(**options) -> str:
+    def run(method: str = "simmim", **options) -> str:
         said = []
         chosen = {
             "sources": (tmp_path / "raw",),
@@ -299,7 +299,7 @@ def trains(nnunet_env, tmp_path, monkeypatch):
             "log_every": 1,
             **options,
         }
-        pretrain.pretrain(Options("simmim", **chosen), said.append)
+        pretrain.pretrain(Options(method, **chosen), said.append)
         return "\n".join(said)
 
     return run
@@ -378,6 +378,14 @@ def test_a_checkpoint_that_knows_only_their_number_goes_on_with_those_stored_fir
         pytest.raises(ValueError, match=r"1 of the 3 scans that this run trains on.*--from"),
     ):
         trains(resume=True, steps=3)
+
+
+def test_a_contrast_of_one_scan_is_refused_before_its_first_step(trains, nnunet_env, tmp_path):
+    for number in (1, 2):
+        shutil.rmtree(tmp_path / "raw" / f"patient {number}")
+    with pytest.raises(ValueError, match="compares different scans, and there is 1 usable scan"):
+        trains("simclr")
+    assert not (nnunet_env["nnUNet_results"] / "nnssl" / "made" / "simclr__tiny" / LATEST).exists()
 
 
 def test_one_run_a_folder(trains, nnunet_env):
