@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Protocol
 
 import torch
@@ -20,6 +21,13 @@ def rank() -> int:
 
 def world_size() -> int:
     return td.get_world_size() if is_initialized() else 1
+
+
+def local_world_size() -> int:
+    """Processes on this machine, as torchrun says; of several machines each has its own cores and
+    memory.
+    """
+    return int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
 def is_main() -> bool:

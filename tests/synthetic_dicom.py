@@ -1,5 +1,5 @@
-"""One DICOM file of many frames, written element by element: SimpleITK writes none that says where
-each frame lies.
+"""DICOM files written element by element: many frames in one file, where each frame lies, and
+values as they are stored. SimpleITK writes neither.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
+EXPLICIT_LITTLE_ENDIAN = "1.2.840.10008.1.2.1"
+CT = "1.2.840.10008.5.1.4.1.1.2"
 ENHANCED_CT = "1.2.840.10008.5.1.4.1.1.2.1"
 LONG = ("OB", "OW", "SQ", "UN")
 
@@ -37,6 +39,38 @@ def numbers(values: tuple[float, ...]) -> str:
     return "\\".join(f"{value:g}" for value in values)
 
 
+def write_stored_slice(
+    path: Path, stored: np.ndarray, number: int, intercept: str, slope: str
+) -> None:
+    """Slice `number` of an axial CT series, 2 mm apart: unsigned values `stored` [Y X], and
+    how they are rescaled.
+    """
+    uid = f"1.2.3.4.{number + 1}"
+    meta = element(0x00020002, "UI", CT) + element(0x00020003, "UI", uid)
+    meta += element(0x00020010, "UI", EXPLICIT_LITTLE_ENDIAN)
+    body = [
+        *(element(0x00080016, "UI", CT), element(0x00080018, "UI", uid)),
+        *(element(0x00080060, "CS", "CT"), element(0x0020000D, "UI", "1.2.3")),
+        element(0x0020000E, "UI", "1.2.3.4"),
+        element(0x00200032, "DS", f"-10\\-20\\{100 + 2 * number}"),
+        element(0x00200037, "DS", "1\\0\\0\\0\\1\\0"),
+        *(unsigned_short(0x00280002, 1), element(0x00280004, "CS", "MONOCHROME2")),
+        *(unsigned_short(0x00280010 + axis, size) for axis, size in enumerate(stored.shape)),
+        element(0x00280030, "DS", "1.5\\1.5"),
+        *(unsigned_short(0x00280100, 16), unsigned_short(0x00280101, 16)),
+        *(unsigned_short(0x00280102, 15), unsigned_short(0x00280103, 0)),
+        *(element(0x00281052, "DS", intercept), element(0x00281053, "DS", slope)),
+        element(0x7FE00010, "OW", stored.astype("<u2").tobytes()),
+    ]
+    _write_dicom(path, meta, body)
+
+
+def _write_dicom(path: Path, meta: bytes, body: list[bytes]) -> None:
+    head = element(0x00020000, "UL", struct.pack("<I", len(meta))) + meta
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(bytes(128) + b"DICM" + head + b"".join(body))
+
+
 def write_frames(
     path: Path, hu: np.ndarray, positions: list[tuple[float, ...]], orientation: tuple[float, ...]
 ) -> Path:
@@ -52,7 +86,7 @@ def write_frames(
         + sequence(0x00289145, element(0x00281052, "DS", "-1024") + element(0x00281053, "DS", "1"))
     )
     meta = element(0x00020002, "UI", ENHANCED_CT) + element(0x00020003, "UI", "1.2.3.9")
-    meta += element(0x00020010, "UI", "1.2.840.10008.1.2.1")
+    meta += element(0x00020010, "UI", EXPLICIT_LITTLE_ENDIAN)
     body = [
         element(0x00080008, "CS", "ORIGINAL\\PRIMARY\\VOLUME\\NONE"),
         *(
@@ -77,7 +111,5 @@ def write_frames(
         sequence(0x52009230, *plane),
         element(0x7FE00010, "OW", (hu.astype(np.int32) + 1024).astype("<u2").tobytes()),
     ]
-    head = element(0x00020000, "UL", struct.pack("<I", len(meta))) + meta
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(bytes(128) + b"DICM" + head + b"".join(body))
+    _write_dicom(path, meta, body)
     return path

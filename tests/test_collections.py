@@ -7,18 +7,21 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from micro import ENCODER
 from synthetic_checkpoints import pretrained
-from synthetic_scans import ct_array, write_volume
+from synthetic_scans import ct_array, straight, write_series, write_volume
 
 from nnssl import checkpoint, files
 from nnssl.data import preprocess as preprocess_module
+from nnssl.data.crops import PARCELS, stored_array
 from nnssl.data.moved import moved_sources
 from nnssl.data.plan import Plan
 from nnssl.data.prepare import prepare
 from nnssl.data.scans import Found
+from nnssl.data.source_states import SOURCES
 from nnssl.data.unchanged import UNCHANGED
 from nnssl.train import places, pretrain
 from nnssl.train.initial_encoder import OTHER_SIZE
@@ -94,6 +97,75 @@ def test_other_scans_and_other_options_are_refused(tmp_path):
         prepare("made", tmp_path / "out", update=True, num_processes=0)
     more, _ = prepared(tmp_path, other, update=True)
     assert len(more.cases) == 5
+
+
+def voxels(tmp_path: Path, case: str) -> np.ndarray:
+    return stored_array(tmp_path / "out" / f"{case}.b2nd")[:]
+
+
+def rewritten_from(raw: Path, tmp_path: Path, kind: str) -> Path:
+    """The same file, or the same DICOM series, with other voxels."""
+    if kind == "file":
+        return write_volume(raw / "patient 1" / "ct.nii.gz", ct_array(SHAPE, 9))
+    return write_series(raw / "series", ct_array(SHAPE, 9), straight(SHAPE[0]))
+
+
+@pytest.mark.parametrize("kind", ["file", "series"])
+def test_a_scan_that_was_rewritten_is_reported_and_update_stores_it_again(tmp_path, kind):
+    """Of the same shape and spacing, at the same path: nothing else tells."""
+    raw = raw_folder(tmp_path / "raw")
+    write_series(raw / "series", ct_array(SHAPE, 5), straight(SHAPE[0]))
+    plan, _ = prepared(tmp_path, raw)
+    path = rewritten_from(raw, tmp_path, kind)
+    (case,) = [case.id for case in plan.cases if case.source == str(path)]
+    before, old = stored(tmp_path), voxels(tmp_path, case)
+    parcels = tmp_path / "out" / f"{case}{PARCELS}"
+    parcels.touch()
+    for _ in range(2):
+        again, said = prepared(tmp_path, raw)
+        assert again == plan
+        assert "now: 1 rewritten with the same shape and spacing; --update stores" in said
+        assert stored(tmp_path) == before | {parcels.stem: parcels.stat().st_mtime_ns}
+    again, said = prepared(tmp_path, raw, update=True)
+    assert again == plan
+    assert "0 scans added to the plan, which now has 4; 1 scans are stored again" in said
+    assert {name for name, time in stored(tmp_path).items() if time != before[name]} == {case}
+    assert not np.array_equal(voxels(tmp_path, case), old)
+    assert not parcels.exists()
+    assert prepared(tmp_path, raw) == (plan, "")
+    assert prepared(tmp_path, raw, update=True)[1].startswith("--update: 0 scans added")
+
+
+def test_scans_that_were_stored_by_an_earlier_version_count_as_unchanged(tmp_path):
+    """They are noted as they are now, so that the next change is seen."""
+    raw = raw_folder(tmp_path / "raw")
+    plan, _ = prepared(tmp_path, raw)
+    (tmp_path / "out" / SOURCES).unlink()
+    before = stored(tmp_path)
+    assert prepared(tmp_path, raw) == (plan, "")
+    assert stored(tmp_path) == before
+    rewritten_from(raw, tmp_path, "file")
+    assert "1 rewritten" in prepared(tmp_path, raw)[1]
+
+
+def test_a_scan_that_was_rewritten_before_it_was_stored_is_not_stored_again(tmp_path):
+    raw = raw_folder(tmp_path / "raw")
+    plan, _ = prepared(tmp_path, raw)
+    path = rewritten_from(raw, tmp_path, "file")
+    (case,) = [case.id for case in plan.cases if case.source == str(path)]
+    (tmp_path / "out" / f"{case}.json").unlink()
+    assert prepared(tmp_path, raw) == (plan, "")
+    assert prepared(tmp_path, raw) == (plan, "")
+
+
+@pytest.mark.parametrize("content", ["[]", "{", '{"a": 3}'])
+def test_a_damaged_note_of_the_sources_is_made_again(tmp_path, content):
+    raw = raw_folder(tmp_path / "raw")
+    plan, _ = prepared(tmp_path, raw)
+    (tmp_path / "out" / SOURCES).write_text(content)
+    (tmp_path / "out" / UNCHANGED).unlink()
+    assert prepared(tmp_path, raw) == (plan, "")
+    assert {case.id for case in plan.cases} <= files.read_json(tmp_path / "out" / SOURCES).keys()
 
 
 def test_a_folder_that_moved_is_the_same(tmp_path, monkeypatch):
@@ -211,7 +283,7 @@ def trains(nnunet_env, tmp_path, monkeypatch):
     monkeypatch.setattr(pretrain, "keep_freed_memory", lambda: False)
     raw_folder(tmp_path / "raw")
 
-    def run(**options) -> str:
+    def run(method: str = "simmim", **options) -> str:
         said = []
         chosen = {
             "sources": (tmp_path / "raw",),
@@ -227,7 +299,7 @@ def trains(nnunet_env, tmp_path, monkeypatch):
             "log_every": 1,
             **options,
         }
-        pretrain.pretrain(Options("simmim", **chosen), said.append)
+        pretrain.pretrain(Options(method, **chosen), said.append)
         return "\n".join(said)
 
     return run
@@ -306,6 +378,14 @@ def test_a_checkpoint_that_knows_only_their_number_goes_on_with_those_stored_fir
         pytest.raises(ValueError, match=r"1 of the 3 scans that this run trains on.*--from"),
     ):
         trains(resume=True, steps=3)
+
+
+def test_a_contrast_of_one_scan_is_refused_before_its_first_step(trains, nnunet_env, tmp_path):
+    for number in (1, 2):
+        shutil.rmtree(tmp_path / "raw" / f"patient {number}")
+    with pytest.raises(ValueError, match="compares different scans, and there is 1 usable scan"):
+        trains("simclr")
+    assert not (nnunet_env["nnUNet_results"] / "nnssl" / "made" / "simclr__tiny" / LATEST).exists()
 
 
 def test_one_run_a_folder(trains, nnunet_env):

@@ -42,6 +42,27 @@ def test_a_small_run_of_smit():
     }
 
 
+@pytest.mark.parametrize("name", METHODS)
+def test_one_scan_is_refused_or_warned_about_where_a_loss_would_be_zero(name):
+    """As measured: with one scan nothing is a negative, and the loss is exactly 0."""
+    method = micro.method(name)
+    views = micro.views(method)
+    losses = method({**views, "scan": torch.zeros_like(views["scan"])}).losses
+    (zero,) = [loss for loss, value in losses.items() if value == 0] or [""]
+    assert method.between_scans == zero
+    said: list[str] = []
+    configure.check_scans(METHODS[name], 2, said.append)
+    assert said == []
+    if zero == "total":
+        with pytest.raises(
+            ValueError, match=r"there is 1 usable scan; .* At least 2 .*: give more"
+        ):
+            configure.check_scans(METHODS[name], 1, said.append)
+    else:
+        configure.check_scans(METHODS[name], 1, said.append)
+        assert len(said) == bool(zero)
+
+
 def test_visible_blocks_alone_are_whole_windows():
     assert chosen("simmim", HEADS, "visible_only=true")["mask_block"] == (16, 16, 16)
 

@@ -123,3 +123,26 @@ def test_labels_are_not_decompressed(tmp_path, monkeypatch):
     assert len(lines) == 6
     given = tmp_path / "raw" / "a" / "mask.nii.gz"
     assert find_scans([given]) == [Found(str(given))]
+
+
+@pytest.mark.parametrize(
+    ("name", "is_label"),
+    [
+        ("P1.seg.nrrd", True),
+        ("P1.label.nii.gz", True),
+        ("P1.mask.nii.gz", True),
+        ("P1.SEG.NRRD", True),
+        ("sub-01_space-T1w_dseg.nii.gz", True),
+        ("sub-01_label-GM_probseg.nii.gz", True),
+        ("P1_seg.2.nii.gz", True),
+        ("mask.nii", True),
+        ("ct.1.2.nii.gz", False),
+        ("1.2.840.113619.mha", False),
+        ("seg_ct.nii.gz", False),
+        ("P1.segmented.nii.gz", False),
+    ],
+)
+def test_labels_are_known_by_the_last_word_of_the_name(tmp_path, name, is_label):
+    (tmp_path / name).touch()
+    where = Found(str(tmp_path), LABELS) if is_label else Found(str(tmp_path / name))
+    assert find_scans([tmp_path]) == [where]

@@ -4,7 +4,9 @@ segments them.
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import micro
 import numpy as np
@@ -13,16 +15,18 @@ import torch
 from torch.nn import functional
 
 from nnssl import phantoms
-from nnssl.data import atlas, parcel_maps
+from nnssl.data import atlas, parcel_failures, parcel_maps
 from nnssl.data.crops import PARCELS, Crops
 from nnssl.data.prepare import prepare
-from nnssl.files import read_json, write_json
+from nnssl.data.refusals import PassingError
+from nnssl.files import NoRoomError, read_json, write_json
 from nnssl.network.reconstruction import at_size
 from nnssl.train import pretrain
 from nnssl.train.log import Log
 from nnssl.train.pretrain import Options
 
 SPACING = (5.0, 6.0, 6.0)
+UNMOVED = atlas.Affine(((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)), (0.0,) * 3)
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +115,71 @@ def test_they_are_made_once_and_anew_for_another_number(collection):
     assert parcel_maps.make(folder, plan, 8, 0, print) == cases
     assert (folder / f"{cases[0]}{PARCELS}").is_file()
     assert read_json(folder / parcel_maps.NOTE)["classes"] == 8
+
+
+def test_a_stop_half_way_leaves_no_parcels_that_count(collection, tmp_path, monkeypatch):
+    """Some labels are of six classes then, the others still of eight."""
+    folder, plan, cases = collection
+    mixed, stored = shutil.copytree(folder, tmp_path / "mixed"), []
+    store = parcel_maps.store
+
+    def stopped(*args):
+        if stored:
+            raise KeyboardInterrupt
+        stored.append(store(*args))
+
+    monkeypatch.setattr(atlas, "register", lambda *_: UNMOVED)
+    monkeypatch.setattr(parcel_maps, "store", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        parcel_maps.make(mixed, plan, 6, 0, print)
+    assert len(stored) == 1
+    assert not any(parcel_maps.are_made(mixed, plan, classes) for classes in (6, 8))
+    monkeypatch.setattr(parcel_maps, "store", store)
+    assert parcel_maps.make(mixed, plan, 8, 0, print) == cases
+    assert parcel_maps.are_made(mixed, plan, 8)
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (MemoryError(), r"out of memory.*-np 1"),
+        (OSError(5, "Input/output error"), "Input/output error"),
+        (NoRoomError("the disk is full"), "^the disk is full$"),
+    ],
+)
+@pytest.mark.parametrize("stage", ["tissue_and_position", "store"])
+def test_a_failure_that_may_pass_is_an_error_and_is_not_noted(
+    collection, tmp_path, monkeypatch, stage, error, words
+):
+    """A scan that could not be registered for want of memory had no parcels for ever."""
+    folder, plan, cases = collection
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    (copy / parcel_maps.NOTE).unlink()
+
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(atlas, "register", lambda *_: UNMOVED)
+    with monkeypatch.context() as patch:
+        patch.setattr(parcel_maps, stage, fail)
+        with pytest.raises((PassingError, NoRoomError), match=words):
+            parcel_maps.make(copy, plan, 8, 0, print)
+    assert not (copy / parcel_maps.NOTE).exists()
+    assert not (copy / parcel_failures.FAILED).exists()
+    assert parcel_maps.make(copy, plan, 8, 0, print) == cases
+
+
+def test_a_registration_that_lacks_memory_is_not_one_that_fails(monkeypatch):
+    """ITK says both by a RuntimeError."""
+    voxels = phantoms.phantom(0, (24, 36, 40), SPACING).hu.astype(np.float32)
+
+    def execute(*_) -> None:
+        raise RuntimeError("ITK ERROR: Failed to allocate memory for image.")
+
+    method = SimpleNamespace(SetInitialTransform=lambda *_, **__: None, Execute=execute)
+    monkeypatch.setattr(atlas, "_registration_method", lambda: method)
+    with pytest.raises(MemoryError, match="Failed to allocate"):
+        atlas.register(voxels, voxels, SPACING)
 
 
 @pytest.mark.parametrize("classes", [1, 251])

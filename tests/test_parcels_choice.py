@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from nnssl import checkpoint, phantoms
-from nnssl.data import atlas, parcel_maps
+from nnssl.data import atlas, parcel_failures, parcel_maps
 from nnssl.data.plan import Case, Plan
 from nnssl.data.prepare import prepare
 from nnssl.files import read_json
@@ -150,7 +150,7 @@ def test_scans_that_are_not_alike_have_no_parcels(raw, tmp_path, few_are_enough,
         assert "\n" not in str(choice)
         assert len(registered) == SCANS
     assert not (tmp_path / parcel_maps.NOTE).exists()
-    assert read_json(tmp_path / parcel_maps.FAILED)["cases"]
+    assert read_json(tmp_path / parcel_failures.FAILED)["cases"]
     assert choose(smit("w_parcels=1", "classes=6"), plan, tmp_path) == ()
     assert len(parcel_maps.cases_with_parcels(tmp_path, plan)) == 2
     # they are there now, but of too few scans
@@ -166,6 +166,28 @@ def test_who_asks_for_parcels_hears_why_there_are_none(raw, tmp_path, monkeypatc
     message = r"0 of 3 scans could be .*, 2 are needed .*has no structure.*: choose another method"
     with pytest.raises(ValueError, match=message):
         choose(smit("w_parcels=1"), plan, tmp_path)
+
+
+def test_a_collection_that_may_only_be_read_has_the_parcels_that_are_there(
+    raw, tmp_path, few_are_enough, registered, monkeypatch
+):
+    """SMIT registered all scans of it before it failed."""
+    monkeypatch.setattr(parcels_choice, "REGISTERED", 0.5)
+    plan = prepare("made", tmp_path, [raw], spacing=SPACING, num_processes=0)
+    with monkeypatch.context() as patch:
+        patch.setattr("nnssl.data.parcel_failures.os.access", lambda *_: False)
+        (choice,) = choose(smit("classes=6"), plan, tmp_path)
+        assert choice.value == 0.0
+        assert "is read-only and holds no parcels of 6 classes" in choice.reason
+        with pytest.raises(ValueError, match=r"is read-only.*copy the folder.*--set w_parcels=0"):
+            choose(smit("w_parcels=1", "classes=6"), plan, tmp_path)
+        with pytest.raises(ValueError, match=r"is read-only.*type the same command$"):
+            choose(Options("parcels", settings=("classes=6",)), plan, tmp_path)
+    assert registered == []
+    assert choose(smit("classes=6"), plan, tmp_path)[0].value == 1.0
+    monkeypatch.setattr("nnssl.data.parcel_failures.os.access", lambda *_: False)
+    assert choose(smit("classes=6"), plan, tmp_path)[0].value == 1.0
+    assert len(registered) == SCANS
 
 
 @pytest.fixture

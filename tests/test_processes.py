@@ -383,6 +383,14 @@ def test_readers_by_machine(monkeypatch):
     assert batches.default_workers(torch.device("cuda")) == 1
 
 
+def test_the_processes_of_other_machines_take_no_cores_of_this_one(monkeypatch):
+    """Two machines of 4 GPUs and 32 cores: 8 cores for each process."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(32)), raising=False)
+    monkeypatch.setattr("nnssl.dist.world_size", lambda: 8)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert batches.default_workers(torch.device("cuda")) == 7
+
+
 def test_patience_is_enough_for_a_bad_scan_or_two():
     assert loop.PATIENCE >= 10
 

@@ -4,11 +4,15 @@ grid.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from synthetic_dicom import write_stored_slice
 from synthetic_scans import AXIAL, ct_array, straight, write_series
 
 from nnssl.data.dicom import series_in
+from nnssl.data.dicom_stacks import VERSION
 from nnssl.data.refusals import UnusableScanError
 from nnssl.data.scans import Found, read_found, read_scan
 from nnssl.data.stacks import arrange, straighten
@@ -178,6 +182,36 @@ def test_a_tilted_series_is_read_as_hu_with_a_note(tmp_path):
     middle = scan.voxels[:, 12:40]
     assert -1000 < middle.min() < middle.max() < -300
     assert scan.voxels.min() == -1024
+
+
+RESCALINGS = [
+    [("0", "1"), ("-1024", "1")],  # the first slice is unsigned, where -824 is 64712
+    [("-1024", "1"), ("-1024", "0.5")],  # the first one is whole, the others are not
+    [("-1024", "0.25"), ("0", "1")],
+]
+
+
+@pytest.mark.parametrize("rescalings", RESCALINGS)
+def test_slices_that_are_rescaled_differently_have_their_own_values(tmp_path, rescalings):
+    stored = np.random.default_rng(0).integers(200, 2000, (10, 16, 18)).astype(np.uint16)
+    used = [rescalings[min(number, 1)] for number in range(len(stored))]
+    for number, (plane, (intercept, slope)) in enumerate(zip(stored, used, strict=True)):
+        write_stored_slice(tmp_path / f"{number}.dcm", plane, number, intercept, slope)
+    voxels, spacing = read_scan(Found(str(tmp_path), "1.2.3.4"))
+    factors = np.array(used, np.float32)[:, :, None, None]
+    np.testing.assert_allclose(voxels, stored * factors[:, 1] + factors[:, 0])
+    assert spacing == (2.0, 1.5, 1.5)
+    scan = read_found(Found(str(tmp_path), "1.2.3.4"))
+    np.testing.assert_allclose(scan.affine[:3, 3], [10.0, 20.0, 100.0])
+
+
+def test_only_series_whose_files_are_rescaled_differently_are_surveyed_again(tmp_path):
+    """Answers of an earlier version on the others stay."""
+    write_series(tmp_path / "same", ct_array((10, 16, 18)), straight(10))
+    (same,) = series_in(tmp_path / "same").values()
+    assert not same.each_rescaled
+    assert same.signature(tmp_path / "same")[0] == 2
+    assert replace(same, each_rescaled=True).signature(tmp_path / "same")[0] == VERSION > 2
 
 
 def test_mri_is_read_without_hu_and_its_slices_become_axial(tmp_path):

@@ -18,7 +18,7 @@ import resource
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, islice, product
 from pathlib import Path
@@ -104,7 +104,7 @@ def _answer(path: Path, histogram: str) -> dict:
     percentiles = (-1000.0, -900.0, 0.0, 90.0, 900.0)
     line = ScanReport(str(path), "", True, "", SHAPE, SPACING, percentiles, histogram, "LPS")
     signature = [SURVEY_VERSION, status.st_size, status.st_mtime_ns]
-    return {"signature": signature, "line": asdict(line)}
+    return {"signature": signature, "line": line.without("state")}
 
 
 def make_notes(collection: SyntheticCollection, plan: Plan) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from nnssl.data.crops import stored_array
+from nnssl.data.refusals import itk_error
 from nnssl.hu import HUPolicy
 from nnssl.types import Shape, Spacing
 
@@ -121,7 +122,9 @@ def _register(
     method.SetInitialTransform(transform, inPlace=True)
     try:
         method.Execute(fixed, moving)
-    except RuntimeError:  # images that do not overlap, or hold one value
+    except RuntimeError as error:  # images that do not overlap, or hold one value
+        if isinstance(cause := itk_error(error), MemoryError):
+            raise cause from error
         return None
     return method.GetMetricValue(), transform
 

@@ -154,7 +154,8 @@ def _voxels(folder: Path, series: Series) -> tuple[np.ndarray, np.ndarray | None
     SimpleITK.ProcessObject.SetGlobalWarningDisplay(False)
     if series.frames:
         return _of_frames(folder, series), None
-    return _of_slices([str(folder / name) for name in series.files])
+    files = [str(folder / name) for name in series.files]
+    return _of_files(files) if series.each_rescaled else _of_slices(files)
 
 
 def _of_slices(files: list[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -167,6 +168,14 @@ def _of_slices(files: list[str]) -> tuple[np.ndarray, np.ndarray]:
     image = stack.Execute()  # the view below is of its memory
     voxels = SimpleITK.GetArrayViewFromImage(image).astype(np.float32)
     return voxels, np.array(image.GetOrigin())
+
+
+def _of_files(files: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    """The same, each file by itself: in a stack ITK casts all to the voxel type of the first, in
+    which rescaled values of the others may have no place.
+    """
+    slices = [_of_slices([file]) for file in files]
+    return np.concatenate([voxels for voxels, _ in slices]), slices[0][1]
 
 
 def _of_frames(folder: Path, series: Series) -> np.ndarray:

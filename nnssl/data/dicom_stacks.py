@@ -17,7 +17,9 @@ from nnssl.data.stacks import arrange
 from nnssl.files import fingerprint
 from nnssl.types import Spacing
 
-VERSION = 2  # goes up when a change in these rules makes kept results wrong
+VERSION = 3  # goes up when a change in these rules makes kept results wrong
+# of the survey's answers that were right before: only series of `each_rescaled` are read again
+OTHERS_VERSION = 2
 READ = ("CT", "MR")  # modalities
 
 LOCALIZER_WORDS = {"LOCALIZER", "LOCALISER", "SCOUT", "TOPOGRAM"}
@@ -30,7 +32,8 @@ class Series:
     is left out.
 
     `frames`: of the files, where one has several. `positions` where the slices make no straight and
-    even grid; `note` says so then.
+    even grid; `note` says so then. `each_rescaled`: its files, of one slice each, differ in slope
+    or intercept.
     """
 
     uid: str
@@ -42,17 +45,23 @@ class Series:
     orientation: tuple[float, ...] = ()
     positions: tuple[tuple[float, ...], ...] = ()
     note: str = ""
+    each_rescaled: bool = False
 
     def signature(self, folder: Path | str) -> list:
         """What changes when one of its files changes."""
         paths = [Path(folder, name) for name in dict.fromkeys(self.files)]
-        return [*signature_of(paths), self.reason]
+        version = VERSION if self.each_rescaled else OTHERS_VERSION
+        return [version, _state_of_files(paths), self.reason]
 
 
 def signature_of(paths: Sequence[Path]) -> list:
-    """What changes when one of the files changes."""
+    """What changes when one of the files or these rules change."""
+    return [VERSION, _state_of_files(paths)]
+
+
+def _state_of_files(paths: Sequence[Path]) -> str:
     states = [(path.name, (status := path.stat()).st_size, status.st_mtime_ns) for path in paths]
-    return [VERSION, fingerprint(states)]
+    return fingerprint(states)
 
 
 def judge(slices: Iterable[Slice]) -> list[Series]:
@@ -117,6 +126,7 @@ def _arranged(uid: str, stack: list[Slice]) -> Series:
         orientation=first.orientation,
         positions=tuple(one.position for one in ordered) if found.note else (),
         note=found.note,
+        each_rescaled=first.size[2] == 1 and _rescales_differ(stack),
     )
 
 
@@ -142,10 +152,14 @@ def _check_modality(modality: str) -> None:
 
 
 def _check_rescaling(stack: list[Slice]) -> None:
-    if stack[0].size[2] > 1 and len({each.rescaling for each in stack}) > 1:
+    if stack[0].size[2] > 1 and _rescales_differ(stack):
         raise UnusableScanError(
             "is a multi-frame file that rescales each frame differently; convert it to NIfTI"
         )
+
+
+def _rescales_differ(stack: list[Slice]) -> bool:
+    return len({each.rescaling for each in stack}) > 1
 
 
 def _check_image_type(words: set[str]) -> None:

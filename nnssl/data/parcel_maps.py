@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
@@ -20,8 +20,17 @@ import numpy as np
 
 from nnssl.data import atlas
 from nnssl.data.crops import PARCELS
+from nnssl.data.parcel_failures import (
+    FAILED,
+    how_to_go_on,
+    read_note,
+    require_enough_scans,
+    require_not_failed,
+    require_writable,
+)
 from nnssl.data.plan import Plan
 from nnssl.data.preprocess import store
+from nnssl.data.refusals import PassingError
 from nnssl.data.tissue import cluster, nearest_centre, tissue_and_position
 from nnssl.data.workers import Failed, parallel_map
 from nnssl.files import fingerprint, inside, names_in, read_json, write_json
@@ -30,14 +39,9 @@ from nnssl.types import BODY_HU, PrintFn, Spacing
 
 FORMAT = 1
 NOTE = "parcels.json"
-FAILED = "parcels_failed.json"  # for what they were tried, and which scans could not be registered
 MOST_CLASSES = 250  # uint8, with 0 for what is no body
 SAMPLES = 600  # body voxels of each scan that the clusters are made of
 FEWEST = 2  # scans
-
-
-class TooFewRegistered(ValueError):
-    """Too few scans could be registered to one another to create parcels."""
 
 
 @dataclass(frozen=True)
@@ -74,15 +78,20 @@ def make(
     Scans that cannot be registered have none; they are counted, and named in parcels.json.
     Raises ValueError for a number of classes that cannot be, and TooFewRegistered where fewer than
     two scans or fewer than `least` are left; this is noted, so that no scan is registered again.
+    Raises ReadOnlyCollection where parcels would have to be written in a folder that may only be
+    read, before any scan is registered.
+    Raises PassingError where a worker or the memory failed, and NoRoomError where the disk is full;
+    neither is noted, and the next run tries again.
     """
     _check_classes(classes)
     made_for = _made_for(folder, plan, classes, cases)
     stored = made_for["stored"]
     needed = max(FEWEST, math.ceil(least * len(stored)))
     if (ready := _ready(folder, made_for, cases)) is not None:
-        _require_enough_scans(needed, ready, read_json(inside(folder, NOTE))["left_out"])
+        require_enough_scans(needed, ready, read_json(inside(folder, NOTE))["left_out"])
         return ready
-    _require_not_failed(folder, made_for, needed)
+    require_not_failed(folder, made_for, needed)
+    require_writable(folder, classes)
     print_fn(
         f"parcels: {len(stored)} scans are being registered to one of them, a second or two each "
         f"(in {max(1, num_processes)} processes)"
@@ -91,13 +100,14 @@ def make(
     registered = _register(stored, work, num_processes)
     registered.require(needed, inside(folder, FAILED), made_for)
     centres = cluster(np.concatenate(list(registered.rows.values())), classes)
-    labelled = registered.without(_label_all(registered, work, centres, num_processes))
-    write_json(inside(folder, NOTE), {**made_for, **labelled.note(centres)})
-    if labelled.left_out:
-        left_out = f"{len(labelled.left_out)} of {len(stored)} scans are left out"
+    # Where this is stopped half-way, some labels are of these centres and some of earlier ones.
+    inside(folder, NOTE).unlink(missing_ok=True)
+    _label_all(registered, work, centres, num_processes)
+    write_json(inside(folder, NOTE), {**made_for, **registered.note(centres)})
+    if registered.left_out:
+        left_out = f"{len(registered.left_out)} of {len(stored)} scans are left out"
         print_fn(f"parcels: {left_out}, see {folder / NOTE}")
-    _require_enough_scans(needed, labelled.cases, labelled.left_out)
-    return labelled.cases
+    return registered.cases
 
 
 def _check_classes(classes: int) -> None:
@@ -126,12 +136,7 @@ class _Registered:
         """Raises TooFewRegistered for fewer than `needed`, which is noted in `path`."""
         if len(self.cases) < needed:
             write_json(path, {**made_for, "cases": self.cases, "left_out": self.left_out})
-        _require_enough_scans(needed, self.cases, self.left_out)
-
-    def without(self, failed: dict[str, str]) -> _Registered:
-        """Without those that failed later, {case: reason}."""
-        affines = {case: affine for case, affine in self.affines.items() if case not in failed}
-        return replace(self, affines=affines, left_out=self.left_out | failed)
+        require_enough_scans(needed, self.cases, self.left_out)
 
     def note(self, centres: np.ndarray) -> dict:
         """What parcels.json says of how the parcels with these `centres` [classes F] were made."""
@@ -146,12 +151,12 @@ class _Registered:
 
 def _register(stored: Sequence[str], work: _Work, num_processes: int) -> _Registered:
     template = _template(stored, work.folder)
-    function = partial(_register_and_sample, work=work, template=template)
+    function = partial(_placed, work=work, template=template)
     found = _results(function, stored, num_processes, "register")
     affines, rows, left_out = {}, {}, {}
     for case in stored:  # in the plan's order, whichever was done first
-        if isinstance(found[case], Failed):
-            left_out[case] = found[case].reason
+        if isinstance(found[case], str):
+            left_out[case] = found[case]
         else:
             affines[case], rows[case] = found[case]
     return _Registered(template, affines, rows, left_out)
@@ -163,13 +168,10 @@ def _template(stored: Sequence[str], folder: Path) -> str:
     return stored[atlas.template_of([tuple(properties["shape"]) for properties in notes])]
 
 
-def _label_all(
-    found: _Registered, work: _Work, centres: np.ndarray, num_processes: int
-) -> dict[str, str]:
-    """Store the parcels of all registered scans; {case: reason} of those that failed."""
+def _label_all(found: _Registered, work: _Work, centres: np.ndarray, num_processes: int) -> None:
+    """Store the parcels of all registered scans."""
     function = partial(_label, work=work, centres=centres)
-    done = _results(function, list(found.affines.items()), num_processes, "parcels")
-    return {case: result.reason for (case, _), result in done.items() if isinstance(result, Failed)}
+    _results(function, list(found.affines.items()), num_processes, "parcels")
 
 
 def preprocessed(folder: Path, plan: Plan) -> list[str]:
@@ -196,6 +198,16 @@ def identity(folder: Path) -> str:
     metadata = read_json(inside(folder, NOTE))
     which = fingerprint([metadata["template"], metadata["centres"]])
     return f"{metadata['classes']} classes of {len(metadata['cases'])} scans ({which})"
+
+
+def _placed(case: str, work: _Work, template: str) -> tuple[atlas.Affine, np.ndarray] | str:
+    """What `_register_and_sample` gives; the reason where it is the scan that cannot be registered,
+    which it never will.
+    """
+    try:
+        return _register_and_sample(case, work, template)
+    except atlas.RegistrationError as refusal:
+        return str(refusal)
 
 
 def _register_and_sample(case: str, work: _Work, template: str) -> tuple[atlas.Affine, np.ndarray]:
@@ -229,15 +241,24 @@ def _label(item: tuple[str, atlas.Affine], work: _Work, centres: np.ndarray) -> 
 
 
 def _results(function: Callable, items: Sequence, num_processes: int, title: str) -> dict:
+    """{item: result}. Raises at the first that failed: another try may do better, so nothing of it
+    is to be noted.
+    """
+    results = {}
     with closing(parallel_map(function, items, num_processes, title)) as done:
-        return dict(done)
+        for item, result in done:
+            if isinstance(result, Failed):
+                case = item if isinstance(item, str) else item[0]
+                raise PassingError(how_to_go_on(case, result.unless_no_room()))
+            results[item] = result
+    return results
 
 
 def _ready(folder: Path, made_for: dict, cases: Sequence[str] | None) -> list[str] | None:
     """The scans that have parcels, where these were made for the same scans, plan and number of
     classes; of a run that continues with `cases`, where all of them have some.
     """
-    metadata = _read_note(inside(folder, NOTE))
+    metadata = read_note(inside(folder, NOTE))
     if metadata is None or not _holds(metadata, made_for, cases):
         return None
     return metadata["cases"] if _are_there(folder, metadata["cases"]) else None
@@ -259,39 +280,8 @@ def _holds(metadata: dict, made_for: dict, cases: Sequence[str] | None) -> bool:
     return not differing
 
 
-def _read_note(path: Path) -> dict | None:
-    """None if it is absent or damaged."""
-    try:
-        metadata = read_json(path)
-    except (OSError, ValueError):
-        return None
-    return metadata if isinstance(metadata, dict) else None
-
-
 def _made_for(folder: Path, plan: Plan, classes: int, cases: Sequence[str] | None) -> dict:
     there = preprocessed(folder, plan)
     if cases:
         there = [case for case in there if case in set(cases)]
     return {"format": FORMAT, "plan": plan.fingerprint, "classes": classes, "stored": there}
-
-
-def _require_not_failed(folder: Path, made_for: dict, needed: int) -> None:
-    """Raises TooFewRegistered where the same scans were tried before; classes do not matter."""
-    metadata = _read_note(inside(folder, FAILED)) or {}
-    same = all(metadata.get(name) == made_for[name] for name in ("format", "plan", "stored"))
-    cases, left_out = metadata.get("cases"), metadata.get("left_out")
-    if same and isinstance(cases, list) and isinstance(left_out, dict):
-        _require_enough_scans(needed, cases, left_out)
-
-
-def _require_enough_scans(needed: int, cases: Sequence[str], failed: dict[str, str]) -> None:
-    if len(cases) < needed:
-        raise TooFewRegistered(
-            f"{len(cases)} of {len(cases) + len(failed)} scans could be registered to one another, "
-            f"{needed} are needed{_first_reason(failed)}"
-        )
-
-
-def _first_reason(failed: dict[str, str]) -> str:
-    reasons = list(failed.values())
-    return f" (the first that could not: {reasons[0]})" if reasons else ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -16,10 +16,29 @@ Overrides = tuple["Spacing | None", "Shape | None", "tuple[float, float] | None"
 
 @dataclass(frozen=True)
 class PlanComparison:
-    """The scans of a plan `before`, and those that are there `now`, by path and series."""
+    """The scans of a plan `before`, and those that are there `now`, by path and series.
+
+    stored: from which state of its source each case was stored, by its id (`source_states`).
+    """
 
     before: dict[tuple[str, str], Case]
     now: dict[tuple[str, str], ScanReport]
+    stored: Mapping[str, list]
+
+    @classmethod
+    def of(
+        cls,
+        plan: Plan,
+        lines: Sequence[ScanReport],
+        moved: Mapping[str, str],
+        stored: Mapping[str, list] | None = None,
+    ) -> PlanComparison:
+        """Of the survey's `lines` those that are kept; `moved`: where a source of the plan is
+        now.
+        """
+        before = {(moved.get(case.source, case.source), case.series): case for case in plan.cases}
+        now = {(line.path, line.series): line for line in lines if line.kept}
+        return cls(before, now, stored or {})
 
     @cached_property
     def new(self) -> list[ScanReport]:
@@ -41,14 +60,37 @@ class PlanComparison:
         now, before = self.now[key], self.before[key]
         return (now.shape, now.spacing) != (before.shape, before.spacing)
 
+    @cached_property
+    def rewritten(self) -> list[str]:
+        """The ids of cases that were stored from other files of the same shape and spacing."""
+        keys = sorted(key for key in self.both if not self._is_changed(key))
+        return [self.before[key].id for key in keys if self._is_rewritten(key)]
+
+    def _is_rewritten(self, key: tuple[str, str]) -> bool:
+        """A scan that has moved was compared where it was found again (`moved`)."""
+        case, state = self.before[key], list(self.now[key].state)
+        return case.source == key[0] and self.stored.get(case.id, state) != state
+
+    @property
+    def states(self) -> dict[str, list]:
+        """{case id: state of its source now}."""
+        return {self.before[key].id: list(self.now[key].state) for key in self.both}
+
     def describe(self) -> str:
         """In words; empty without a difference."""
         counts = {
             "new": len(self.new),
             "gone (their preprocessed files stay in use)": self.gone,
             "changed (their preprocessed files stay in use)": self.changed,
+            "rewritten with the same shape and spacing": len(self.rewritten),
         }
         return ", ".join(f"{number} {what}" for what, number in counts.items() if number)
+
+    def cure(self) -> str:
+        """What --update would do; empty where it would do nothing."""
+        cures = {"adds the new ones": self.new, "stores the rewritten ones again": self.rewritten}
+        words = " and ".join(words for words, scans in cures.items() if scans)
+        return f"; --update {words}" if words else ""
 
 
 def other_values(old: Plan, overrides: Overrides) -> Iterator[str]:

@@ -14,6 +14,7 @@ from nnssl.data.plan import Plan, case_of, make_plan
 from nnssl.data.plan_comparison import Overrides, PlanComparison, other_kind, other_values
 from nnssl.data.preprocess import forget_damaged, preprocess
 from nnssl.data.scans import Found, find_scans
+from nnssl.data.source_states import forget_stored, keep_states, states_of_stored
 from nnssl.data.survey import nothing_usable, survey
 from nnssl.data.survey_lines import body_histograms, is_same_scan
 from nnssl.data.survey_report import ScanReport
@@ -47,8 +48,9 @@ def prepare(
     into `folder`; of the datasets `channels` (None: all), each a scan by itself.
 
     Whatever an earlier run finished is not repeated. A `plan.json` that is there already is kept:
-    scans that were added, removed or changed since are reported through `print_fn`, and with
-    `update` the new ones are added, preprocessed as the plan says. Scans are known by their path,
+    scans that were added, removed or changed since are reported through `print_fn`. With `update`
+    the new ones are added, preprocessed as the plan says, and those that were rewritten with the
+    same shape and spacing are preprocessed again. Scans are known by their path,
     or by their path below `sources` where these lie elsewhere now. Without any source the plan
     that is there is completed.
 
@@ -176,6 +178,7 @@ def _plan_from_survey(request: _Request) -> tuple[Plan, dict[str, str]]:
     plan = _plan_of(lines, old, moved, pattern, request)
     if plan != old:
         plan.save(request.plan_file)
+    keep_states(request.folder, PlanComparison.of(plan, lines, moved).states)
     if not request.update:
         unchanged.keep(digest, plan, lines, said)
     return plan, moved
@@ -237,20 +240,13 @@ def _kept_plan(
 
     Raises ValueError when no scan of the plan is among those that are there now.
     """
-    compared = _compared(old, kept, moved)
+    compared = PlanComparison.of(old, kept, moved, states_of_stored(request.folder))
     _check_any_known(compared, request)
     if moved:
         number = sum(case.source in moved for case in old.cases)
         request.print_fn(f"{number} scans of the plan have moved; their contents are unchanged")
     _say_differences(compared, request)
     return _updated(old, compared, request) if request.update else old
-
-
-def _compared(old: Plan, kept: Sequence[ScanReport], moved: dict[str, str]) -> PlanComparison:
-    return PlanComparison(
-        {(moved.get(case.source, case.source), case.series): case for case in old.cases},
-        {(line.path, line.series): line for line in kept},
-    )
 
 
 def _check_any_known(compared: PlanComparison, request: _Request) -> None:
@@ -263,11 +259,13 @@ def _check_any_known(compared: PlanComparison, request: _Request) -> None:
 
 
 def _updated(old: Plan, compared: PlanComparison, request: _Request) -> Plan:
-    """The plan with the new scans."""
+    """The plan with the new scans; what is stored of rewritten ones is removed."""
     new = compared.new
+    forget_stored(request.folder, compared.rewritten)
+    again = f"; {count} scans are stored again" if (count := len(compared.rewritten)) else ""
     request.print_fn(
         f"--update: {len(new)} scans added to the plan, which now has "
-        f"{len(compared.before) + len(new)}"
+        f"{len(compared.before) + len(new)}{again}"
     )
     return old.with_added([case_of(line) for line in new]) if new else old
 
@@ -276,7 +274,7 @@ def _say_differences(compared: PlanComparison, request: _Request) -> None:
     """Print the differences between the plan and the current scans, if any."""
     if not (differences := compared.describe()):
         return
-    cure = "; --update adds the new ones" if compared.new and not request.update else ""
+    cure = "" if request.update else compared.cure()
     request.print_fn(
         f"{request.plan_file} is kept, with its {len(compared.before)} scans, spacing, HU range "
         f"and crop. Scans there now: {differences}{cure}"

@@ -26,6 +26,7 @@ from nnssl.data.volumes import (
     VOLUME_ENDINGS,
     check_not_labels,
     check_voxels,
+    ending,
     is_volume,
     read_volume,
 )
@@ -44,6 +45,7 @@ NOT_READ = (LOST, CLOSED, LABELS)
 
 LABEL_FOLDERS = {"segmentations", "segmentation", "labels", "labelstr", "labelsts", "masks"}
 LABEL_WORDS = {"seg", "segmentation", "segmentations", "label", "labels", "mask", "masks"}
+LABEL_WORDS |= {"dseg", "probseg"}  # of BIDS
 
 
 class Found(NamedTuple):
@@ -190,12 +192,15 @@ def _label_file_names(folder: Path | str) -> list[str]:
     all_of_it = Path(folder).name.lower() in LABEL_FOLDERS
     names = os.listdir(folder)  # noqa: PTH208 - called for every folder of the collection
     volumes = filter(is_volume, names)
-    return [name for name in volumes if all_of_it or _last_word(name) in LABEL_WORDS]
+    return [name for name in volumes if all_of_it or _last_words(name) & LABEL_WORDS]
 
 
-def _last_word(name: str) -> str:
-    """Of a file's name without its ending."""
-    return re.split("[_-]", name.lower().split(".")[0])[-1]
+def _last_words(name: str) -> set[str]:
+    """The word before the ending of a volume's name, and the one before the first dot: those of
+    `a.seg.nrrd` and `seg.2.nrrd`.
+    """
+    stem = name.lower().removesuffix(ending(name))
+    return {re.split("[._-]", part)[-1] for part in (stem, stem.split(".")[0])}
 
 
 def not_read(found: Found) -> str:

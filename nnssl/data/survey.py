@@ -80,7 +80,13 @@ def survey(
     if not (index.says(known, failed) and is_reported(folder)):
         write_report(lines, folder, in_hu)
         index.keep(known, signatures, failed)
-    return lines
+    return _with_states(lines, signatures)
+
+
+@uncollected()
+def _with_states(lines: Sequence[ScanReport], signatures: Mapping[Found, list]) -> list[ScanReport]:
+    """Each with the end of its scan's signature: other rules of a survey do not change it."""
+    return [replace(line, state=tuple(signatures.get(line.found, ())[-2:])) for line in lines]
 
 
 @uncollected()

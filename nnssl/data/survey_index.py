@@ -76,12 +76,9 @@ class Index:
             file.write(encode(_failure_rows(failed)) + "\n")
             for scan, line in lines.items():
                 file_name = line_file(scan, self._folder).name
-                row = [file_name, there.get(file_name), signatures[scan], _without_histogram(line)]
+                fields = line.without("histogram", "state")
+                row = [file_name, there.get(file_name), signatures[scan], fields]
                 file.write(encode(row) + "\n")
-
-
-def _without_histogram(line: ScanReport) -> dict:
-    return {name: value for name, value in vars(line).items() if name != "histogram"}
 
 
 def _failure_rows(failed: Mapping[Found, str]) -> list[list[str]]:

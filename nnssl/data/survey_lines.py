@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +31,7 @@ def size_and_time(path: Path | str) -> list[int]:
 
 
 def keep_line(scan: Found, signature: list, folder: Path, line: ScanReport) -> None:
-    write_json(line_file(scan, folder), {"signature": signature, "line": asdict(line)})
+    write_json(line_file(scan, folder), {"signature": signature, "line": line.without("state")})
 
 
 def is_same_scan(before: Found, now: Found, folder: Path | str) -> bool:

@@ -24,7 +24,7 @@ class ScanReport:
     """One line of the report. `histogram`: of the body voxels in HU, one bin a unit, compressed.
 
     `orientation`: where x, y and z run, as stored. `note`: what reading changed, of a scan that is
-    kept.
+    kept. `state`: what changes when the scan's files change; of the lines that `survey` returns.
     """
 
     path: str
@@ -37,6 +37,7 @@ class ScanReport:
     histogram: str = ""
     orientation: str = ""
     note: str = ""
+    state: tuple = ()
 
     @classmethod
     def without_histogram(cls, line: Mapping) -> ScanReport:
@@ -44,6 +45,10 @@ class ScanReport:
         lists = {name: tuple(line[name]) for name in ("shape", "spacing", "percentiles")}
         fields: dict = {**line, **lists, "histogram": ""}
         return cls(**fields)
+
+    def without(self, *names: str) -> dict:
+        """Its other fields, by name."""
+        return {name: value for name, value in vars(self).items() if name not in names}
 
     @property
     def found(self) -> Found:

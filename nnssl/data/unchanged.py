@@ -13,6 +13,7 @@ from pathlib import Path
 
 from nnssl.data.plan import Plan
 from nnssl.data.scans import ALL_SERIES, NOT_READ, Found, not_read
+from nnssl.data.source_states import are_noted
 from nnssl.data.survey import SURVEY_VERSION, is_reported
 from nnssl.data.survey_lines import LINES, is_kept, size_and_time
 from nnssl.data.survey_report import ScanReport
@@ -81,11 +82,12 @@ class Unchanged:
 
     def _content(self, digest: str, said: Sequence[str]) -> dict:
         answers = size_and_time(self.folder / LINES)
+        made = [is_reported(self.folder), are_noted(self.folder)]
         return {
             "digest": digest,
             "searched": [str(Path(folder).absolute()) for folder in self._searched],
             "folder": str(self.folder.absolute()),
-            "made": [SURVEY_VERSION, is_reported(self.folder), self._plan_state(), answers],
+            "made": [SURVEY_VERSION, *made, self._plan_state(), answers],
             "said": list(said),
         }
 

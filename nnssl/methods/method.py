@@ -108,6 +108,8 @@ class Method(nn.Module, ABC):
     signal: ClassVar[str]  # what it learns from, in a few words
     citation: ClassVar[str]
     smallest_batch: ClassVar[int] = 2  # scans per step below which it does not learn sensibly
+    # the loss that compares different scans, which is 0 in a collection of one; "" where none does
+    between_scans: ClassVar[str] = ""
     Config: ClassVar[type[MethodConfig]]
 
     config: MethodConfig

@@ -67,6 +67,7 @@ class MoCoV3(PairMethod):
         "Chen et al., An empirical study of training self-supervised vision transformers, ICCV 2021"
     )
     smallest_batch = 8
+    between_scans = "total"
     Config = MoCoV3Config
     config: MoCoV3Config
 

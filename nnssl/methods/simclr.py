@@ -60,6 +60,7 @@ class SimCLR(PairMethod):
         "ICML 2020"
     )
     smallest_batch = 8
+    between_scans = "total"
     Config = SimCLRConfig
     config: SimCLRConfig
 

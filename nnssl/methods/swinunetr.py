@@ -122,6 +122,7 @@ class SwinUNETRPretext(Method):
         "analysis, CVPR 2022"
     )
     smallest_batch = 4
+    between_scans = "contrast"
     Config = SwinUNETRConfig
     config: SwinUNETRConfig
 

@@ -208,7 +208,12 @@ def default_workers(device: torch.device) -> int:
     """One reader beside a CPU run; on a GPU as many as the cores this process may count on, at most
     eight.
     """
-    return 1 if device.type == "cpu" else max(1, min(8, limits.cores() // dist.world_size() - 1))
+    return 1 if device.type == "cpu" else max(1, min(8, _cores() - 1))
+
+
+def _cores() -> int:
+    """Of the machine, for each of its processes."""
+    return limits.cores() // dist.local_world_size()
 
 
 def _quiet_worker(_: int) -> None:

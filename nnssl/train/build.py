@@ -55,6 +55,7 @@ def build_run(
     """
     _require_graph(options, device)
     builder = _Builder(options, plan, data, device, earlier, decided)
+    configure.check_scans(builder.kind, len(builder.crops), print_fn)
     sized = builder.sized(print_fn)
     configure.warn_small(sized.method, sized.batch_size // options.accumulate, print_fn)
     cache.hold(builder.crops, plan, options.cache, device, print_fn)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import time
 
 import torch
 from torch import nn
 
-from nnssl import limits
+from nnssl import dist, limits
 from nnssl.methods.method import Method
 from nnssl.train.batches import generator_for
 from nnssl.train.precision import Precision
@@ -98,7 +97,7 @@ def free_bytes(device: torch.device) -> int:
     free, allowed = _available_bytes(), limits.free_memory()
     if allowed is not None:
         free = min(free, allowed)
-    return free // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return free // dist.local_world_size()
 
 
 def _available_bytes() -> int:

@@ -124,6 +124,19 @@ def batch_size(method: Method, crop: Shape, device: torch.device, bf16: bool) ->
     return timely, f"{seconds}, or the method needs this many"
 
 
+def check_scans(method: type[Method], scans: int, print_fn: PrintFn) -> None:
+    """Warn through `print_fn` where a collection of one scan leaves one of the losses at 0. Raises
+    ValueError where it is the whole loss.
+    """
+    if scans > 1 or not method.between_scans:
+        return
+    found = f"{method.title} compares different scans, and there is {scans} usable scan"
+    cure = "give more scans (-i, -d), or choose another method (nnssl_pretrain --list)"
+    if method.between_scans == "total":
+        raise ValueError(f"{found}; the loss would be 0 throughout. At least 2 are needed: {cure}")
+    print_fn(f"WARNING: {found}; the loss {method.between_scans!r} is 0 throughout. {cure}")
+
+
 def warn_small(method: Method, together: int, print_fn: PrintFn) -> None:
     """Warn through `print_fn` if fewer scans are compared in a step than the method needs."""
     if together < method.smallest_batch:

@@ -178,7 +178,7 @@ def _meters(device: torch.device) -> list[Callable[[], int]]:
 
 def _gpus(device: torch.device) -> Sequence[int]:
     """Those of all processes of this machine."""
-    count = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    count = dist.local_world_size()
     return range(count) if count > 1 else [device.index or 0]
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
 
 from nnssl.data import parcel_maps
+from nnssl.data.parcel_failures import NoParcelsError, ReadOnlyCollection
 from nnssl.data.plan import Plan
 from nnssl.methods import METHODS, MethodConfig
 from nnssl.modules.masked import MaskedConfig
@@ -27,6 +28,10 @@ if TYPE_CHECKING:
 WEIGHT = "w_parcels"
 FEWEST = 10  # scans: an atlas of fewer shows the anatomy of single patients
 REGISTERED = 0.8  # of the scans, at least: of several regions of the body most cannot be
+WRITABLE = (
+    "copy the folder to a disk on which you may write, below another nnUNet_preprocessed, and set "
+    "that before you type the same command"
+)
 REMEDY = "choose another method (nnssl_pretrain --list), or a collection of one region of the body"
 
 
@@ -60,8 +65,15 @@ def _make(options: Options, plan: Plan, folder: Path, earlier: Before, print_fn:
     if classes := _method_config(options, earlier).parcel_classes:
         try:
             parcel_maps.make(folder, plan, classes, options.num_processes, print_fn, earlier.cases)
-        except parcel_maps.TooFewRegistered as error:
-            raise ValueError(f"{error}: {REMEDY}") from error
+        except NoParcelsError as error:
+            raise ValueError(f"{error}: {_remedy_for(error, options)}") from error
+
+
+def _remedy_for(error: NoParcelsError, options: Options) -> str:
+    if not isinstance(error, ReadOnlyCollection):
+        return REMEDY
+    without = "" if options.method == "parcels" else ", or train without parcels: --set w_parcels=0"
+    return f"{WRITABLE}{without}"
 
 
 def parcel_case_ids(
@@ -96,7 +108,7 @@ def _chosen(
         registered = parcel_maps.make(
             folder, plan, config.classes, options.num_processes, print_fn, least=REGISTERED
         )
-    except parcel_maps.TooFewRegistered as error:
+    except NoParcelsError as error:
         return Choice(WEIGHT, 0.0, f"no parcels: {error}")
     reason = (
         f"{len(registered)} of {len(parcel_maps.preprocessed(folder, plan))} scans could be "
