@@ -91,6 +91,9 @@ def test_other_scans_and_other_options_are_refused(tmp_path):
         prepared(tmp_path, tmp_path / "raw", spacing=(1, 1, 1))
     with pytest.raises(ValueError, match=r"HU range .*asked for \(-1000, 1000\)"):
         prepared(tmp_path, tmp_path / "raw", clip=(-1000, 1000))
+    # the same range, but as a linear map
+    with pytest.raises(ValueError, match=r"linear HU map, asked for the linear one of \(-1000, 30"):
+        prepared(tmp_path, tmp_path / "raw", clip=(-1000, 3000))
     with pytest.raises(ValueError, match=r"scans in HU.*Files of two plans"):
         prepared(tmp_path, tmp_path / "raw", in_hu=False)
     with pytest.raises(ValueError, match="with -i FOLDER or -d ID"):

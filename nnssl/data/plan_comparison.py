@@ -94,10 +94,14 @@ class PlanComparison:
 
 
 def other_values(old: Plan, overrides: Overrides) -> Iterator[str]:
-    """Spacing, crop and HU range that are not those of the plan."""
+    """Spacing, crop and HU range that are not those of the plan. A range that is given is that of a
+    linear map.
+    """
     for (word, planned), value in zip(_overridable_values(old).items(), overrides, strict=True):
         if value is not None and planned != tuple(map(float, value)):
             yield f"{word} {planned}, asked for {tuple(value)}"
+    if overrides[2] is not None and old.hu is not None and old.hu.interior:
+        yield f"a piecewise linear HU map, asked for the linear one of {tuple(overrides[2])}"
 
 
 def _overridable_values(plan: Plan) -> dict:
