@@ -237,6 +237,33 @@ def test_every_source_is_documented():
     assert [source.name for source in sources.SOURCES if f"`{source.name}`" not in page] == []
 
 
+@pytest.mark.parametrize(
+    ("saved", "use_v2", "resembled"),
+    [
+        (foreign.retrained, True, "voco"),  # as VoComni, and as any Swin UNETR with use_v2=True
+        (foreign.wrapped, True, "voco"),
+        (foreign.wrapped, False, "suprem"),
+    ],
+)
+def test_weights_are_not_taken_for_those_of_others_by_names_that_many_have(
+    call, saved, use_v2, resembled
+):
+    """Merging, HU, spacing, licence and citation would be those of another network."""
+    content = saved(foreign.monai(**SMALL, use_v2=use_v2))
+    code, _, err, path = call(content)
+    assert (code, path.exists()) == (1, False)
+    assert f"may be of {resembled} (" in err
+    assert f"give --source {resembled}. " in err
+    assert "--source monai with --merging legacy" in err
+    code, _, err, path = call(content, "--source", "monai", "--merging", "all", "--hu", "0", "100")
+    assert code == 0, err
+    own = checkpoint.load(path)
+    assert (own.method, own.spacing, own.encoder_config.merging) == ("monai", None, "all")
+    path.unlink()
+    assert call(content, "--source", resembled)[0] == 0
+    assert checkpoint.load(path).method == resembled
+
+
 def test_semantics_survive_in_the_header(call, swinvit):
     config = checkpoint.load(call(swinvit)[3]).encoder_config
     assert (config.windows, config.merging, config.axes, config.taps) == (
