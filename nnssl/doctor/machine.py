@@ -8,11 +8,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from nnssl import limits
-from nnssl.doctor.finding import Finding, note, ok, wrong
+from nnssl.doctor.finding import Finding, first_line, note, ok, wrong
 
 SHARED = Path("/dev/shm")
 GIB = 2**30
 LEAST_SHARED = GIB // 2  # a container's 64 MiB end a training with "bus error" in its first epoch
+# a placeholder: which CUDA has kernels for a GPU changes from release to release of PyTorch
+OTHER_CUDA = (
+    "pip uninstall -y torch torchvision && pip install torch torchvision --index-url "
+    "https://download.pytorch.org/whl/CUDA   # CUDA: such as cu126"
+)
 
 
 def machine() -> list[Finding]:
@@ -40,7 +45,26 @@ def _gpu(number: int) -> Finding:
     import torch
 
     gpu = torch.cuda.get_device_properties(number)
-    return ok(f"GPU {number}: {gpu.name}, {gpu.total_memory / GIB:.0f} GiB")
+    says = f"GPU {number}: {gpu.name}, {gpu.total_memory / GIB:.0f} GiB"
+    try:  # a visible GPU may be one that this PyTorch has no kernels for, which only a kernel shows
+        torch.ones(1, device=f"cuda:{number}").add_(1).cpu()
+    except RuntimeError as error:
+        return _failing(f"{says}, cannot compute: {first_line(error)}", number)
+    return ok(says)
+
+
+def _failing(says: str, number: int) -> Finding:
+    """`says`: which GPU, and what its driver or PyTorch said."""
+    import torch
+
+    major, minor = torch.cuda.get_device_capability(number)
+    kernels = ", ".join(torch.cuda.get_arch_list()) or "none"
+    return wrong(
+        f"{says}.\nIts compute capability is {major}.{minor}; torch {torch.__version__} has kernels "
+        f"for: {kernels}. If that is not among them, install\nPyTorch for another CUDA version, from "
+        "https://pytorch.org/get-started/locally; otherwise look at nvidia-smi",
+        OTHER_CUDA,
+    )
 
 
 def _processors() -> list[Finding]:
