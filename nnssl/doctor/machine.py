@@ -60,9 +60,9 @@ def _failing(says: str, number: int) -> Finding:
     major, minor = torch.cuda.get_device_capability(number)
     kernels = ", ".join(torch.cuda.get_arch_list()) or "none"
     return wrong(
-        f"{says}.\nIts compute capability is {major}.{minor}; torch {torch.__version__} has kernels "
-        f"for: {kernels}. If that is not among them, install\nPyTorch for another CUDA version, from "
-        "https://pytorch.org/get-started/locally; otherwise look at nvidia-smi",
+        f"{says}.\nIts compute capability is {major}.{minor}; torch {torch.__version__} has "
+        f"kernels for: {kernels}.\nIf that is not among them, install PyTorch for another CUDA "
+        "version, see https://pytorch.org/get-started/locally;\notherwise look at nvidia-smi",
         OTHER_CUDA,
     )
 
