@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import signal
+import site
 import subprocess
 import sys
 import sysconfig
@@ -25,15 +26,27 @@ class CommandError(RuntimeError):
 
 
 def executable(command: Command) -> Command:
-    """The console script of the current Python; without one (a source tree), our module."""
-    script = Path(sysconfig.get_path("scripts")) / command[0]
-    if script.exists():
+    """The console script of the current Python; without one (a source tree), our module. Raises
+    CommandError where there is neither.
+    """
+    found = (folder / command[0] for folder in _script_folders())
+    if script := next(filter(Path.exists, found), None):
         return [str(script), *command[1:]]
     if command[0].startswith("nnssl_"):
         return [sys.executable, "-m", "nnssl", command[0].removeprefix("nnssl_"), *command[1:]]
+    searched = " or ".join(map(str, _script_folders()))
     raise CommandError(
-        f"{command[0]} is not installed beside {sys.executable}; type: pip install nnunetv2"
+        f"{command[0]} is not in {searched}, where the commands of {sys.executable} are; type: pip "
+        "install nnunetv2"
     )
+
+
+def _script_folders() -> list[Path]:
+    """Where the console scripts of the current Python are: its own, then its user's."""
+    schemes = [sysconfig.get_default_scheme()]
+    if site.ENABLE_USER_SITE:  # pip install --user, as pip does where the own one is read-only
+        schemes.append(sysconfig.get_preferred_scheme("user"))
+    return [Path(sysconfig.get_path("scripts", scheme)) for scheme in schemes]
 
 
 def run_logged(

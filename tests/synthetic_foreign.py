@@ -102,7 +102,7 @@ def suprem(network: nn.Module) -> dict:
     """supervised_suprem_swinunetr_2100.pth."""
     others = {
         "module.organ_embedding": torch.zeros(3),
-        **heads(["module.backbone.decoder1.conv", "module.GAP.0"]),
+        **heads(["module.backbone.decoder1.conv", "module.GAP.0", "module.controller"]),
     }
     return {
         "net": prefixed("module.backbone.swinViT.", network.state_dict()) | others,
@@ -115,6 +115,14 @@ def retrained(network: nn.Module) -> dict:
     return {
         "state_dict": prefixed("swinViT.", network.state_dict())
         | heads(["encoder1.layer", "out.conv.conv"])
+    }
+
+
+def wrapped(network: nn.Module) -> dict:
+    """A SwinUNETR that somebody holds under `backbone` in a network of their own."""
+    return {
+        "state_dict": prefixed("backbone.swinViT.", network.state_dict())
+        | heads(["backbone.encoder1.layer", "classifier"])
     }
 
 

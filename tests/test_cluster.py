@@ -133,6 +133,22 @@ def test_the_image_runs_as_a_user_and_its_extras_exist():
     assert all(f'"{extra}": ' in setup for extra in extras.split(","))
 
 
+@pytest.mark.parametrize("device", ["cuda", "cpu"])
+def test_the_image_for_gpus_has_the_c_compiler_that_triton_needs(device, tmp_path):
+    (step,) = re.findall(r"^RUN (if .+?fi)$", DOCKERFILE.read_text(), flags=re.M | re.S)
+    (tmp_path / "apt-get").write_text('#!/bin/sh\necho "$@"\n')
+    (tmp_path / "apt-get").chmod(0o755)
+    step = step.replace("\\\n", " ").replace("rm -rf /var/lib/apt/lists/*", "true")
+    done = subprocess.run(
+        [shutil.which("sh"), "-c", step],
+        env={"DEVICE": device, "PATH": str(tmp_path)},
+        capture_output=True,
+        encoding="utf-8",
+    )
+    assert done.returncode == 0, done.stderr
+    assert ("gcc libc6-dev" in done.stdout) == (device == "cuda")
+
+
 @pytest.mark.parametrize("arguments", [("cpu", ""), ("tpu", "")], ids=["cpu", "tpu"])
 def test_a_device_that_cannot_be_built_is_told_at_once(arguments, tmp_path):
     (case,) = re.findall(r"^RUN (case .+?esac)$", DOCKERFILE.read_text(), flags=re.M | re.S)

@@ -237,6 +237,33 @@ def test_every_source_is_documented():
     assert [source.name for source in sources.SOURCES if f"`{source.name}`" not in page] == []
 
 
+@pytest.mark.parametrize(
+    ("saved", "use_v2", "resembled"),
+    [
+        (foreign.retrained, True, "voco"),  # as VoComni, and as any Swin UNETR with use_v2=True
+        (foreign.wrapped, True, "voco"),
+        (foreign.wrapped, False, "suprem"),
+    ],
+)
+def test_weights_are_not_taken_for_those_of_others_by_names_that_many_have(
+    call, saved, use_v2, resembled
+):
+    """Merging, HU, spacing, licence and citation would be those of another network."""
+    content = saved(foreign.monai(**SMALL, use_v2=use_v2))
+    code, _, err, path = call(content)
+    assert (code, path.exists()) == (1, False)
+    assert f"may be of {resembled} (" in err
+    assert f"give --source {resembled}. " in err
+    assert "--source monai with --merging legacy" in err
+    code, _, err, path = call(content, "--source", "monai", "--merging", "all", "--hu", "0", "100")
+    assert code == 0, err
+    own = checkpoint.load(path)
+    assert (own.method, own.spacing, own.encoder_config.merging) == ("monai", None, "all")
+    path.unlink()
+    assert call(content, "--source", resembled)[0] == 0
+    assert checkpoint.load(path).method == resembled
+
+
 def test_semantics_survive_in_the_header(call, swinvit):
     config = checkpoint.load(call(swinvit)[3]).encoder_config
     assert (config.windows, config.merging, config.axes, config.taps) == (
@@ -403,6 +430,49 @@ def test_one_of_two_encoders_is_chosen_by_its_prefix(call, swinvit):
     code, out, err, _ = call(both, "--prefix", "b.module.")
     assert code == 0, err
     assert f"{len(weights)} outside of the encoder" in out
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [("student", "teacher"), ("state_dict", "state_dict_ema"), ("model", "ema.shadow")],
+)
+def test_an_encoder_of_several_dictionaries_is_chosen_by_its_prefix(call, swinvit, first, second):
+    """Which one is wanted, nobody knows but the user."""
+    one = swinvit["state_dict"]
+    other = {name: tensor + 1 if "proj" in name else tensor for name, tensor in one.items()}
+    outer, _, inner = second.partition(".")
+    content = {"epoch": 3, first: one, outer: {inner: other} if inner else other}
+    code, _, err, path = call(content)
+    assert (code, path.exists()) == (1, False)
+    assert "holds 2 encoder(s), with names that begin with " in err
+    assert f"'{first}.module.'" in err
+    assert f"'{second}.module.'" in err
+    code, out, err, path = call(content, "--prefix", f"{second}.module.")
+    assert code == 0, err
+    assert f"{len(one)} outside of the encoder" in out
+    bias = checkpoint.load(path).weights["encoder.patch_embed.proj.bias"]
+    assert torch.equal(bias, other["module.patch_embed.proj.bias"].float())
+
+
+def test_tensors_elsewhere_in_a_file_are_counted_and_ask_no_question(call, swinvit):
+    """An optimiser's state, and one encoder under two keys, which is stored once."""
+    weights = swinvit["state_dict"]
+    moments = {number: {"exp_avg": torch.zeros(2), "step": 3} for number in range(7)}
+    content = {
+        "optimizer": {"state": moments, "param_groups": [{"lr": 1e-3}]},
+        "state_dict": weights,
+        "model": weights,
+    }
+    code, out, err, path = call(content)
+    assert code == 0, err
+    assert "7 in dictionaries without an encoder" in out
+    assert checkpoint.load(path).header["foreign"]["prefix"] == "module."
+
+
+def test_an_encoder_is_found_under_any_keys(call, swinvit):
+    code, _, err, path = call({"checkpoint": {"networks": {"encoder": swinvit["state_dict"]}}})
+    assert code == 0, err
+    assert checkpoint.load(path).header["foreign"]["prefix"] == "module."
 
 
 def test_hu_that_nobody_knows_has_to_be_said(call):

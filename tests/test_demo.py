@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import site
 import sys
+import sysconfig
 import types
 from pathlib import Path
 
@@ -112,6 +114,21 @@ def test_the_users_nnunet_stays_out_of_it(demo, monkeypatch):
 def test_a_missing_command_says_what_to_install():
     with pytest.raises(CommandError, match="pip install"):
         commands.executable(["nnUNetv2_no_such_command"])
+
+
+def test_commands_of_a_users_installation_are_found(monkeypatch, tmp_path):
+    """pip puts them there where Python's own folder is read-only; a virtual environment has
+    none.
+    """
+    script = tmp_path / sysconfig.get_preferred_scheme("user") / "nnUNetv2_no_such_command"
+    script.parent.mkdir()
+    script.touch()
+    monkeypatch.setattr(sysconfig, "get_path", lambda _, scheme="own": str(tmp_path / scheme))
+    monkeypatch.setattr(site, "ENABLE_USER_SITE", True)
+    assert commands.executable([script.name, "-h"]) == [str(script), "-h"]
+    monkeypatch.setattr(site, "ENABLE_USER_SITE", False)
+    with pytest.raises(CommandError, match="pip install"):
+        commands.executable([script.name])
 
 
 def test_own_scans_take_the_place_of_the_phantoms(demo, tmp_path):

@@ -194,6 +194,28 @@ def plans_cut_short(sound, patch):
     sound["plans"].write_text(sound["plans"].read_text()[:100])
 
 
+def plans_in_a_folder_with_a_space_cut_short(sound, patch):
+    folder = sound[PREPROCESSED] / "Dataset502_two words"
+    folder.mkdir()
+    (folder / "nnUNetPlans.json").write_text("{")
+
+
+def plans_that_may_not_be_read(sound, patch):
+    """Root may read anything, so the error is made."""
+    read_json = files.read_json
+
+    def refuse(path):
+        if path == sound["plans"]:
+            raise PermissionError(13, "Permission denied", str(path))
+        return read_json(path)
+
+    patch.setattr(files, "read_json", refuse)
+
+
+def missing_folder_with_a_space(sound, patch):
+    patch.setenv(PREPROCESSED, str(sound["tmp"] / "two words"))
+
+
 def little_shared_memory(sound, patch):
     if not machine.SHARED.is_dir():
         patch.setattr(machine, "SHARED", sound["tmp"])
@@ -242,6 +264,12 @@ BREAKAGES = {
     planned_checkpoint_is_truncated: ("-p smitA: ", NEW_PLANS),
     recipe_of_another_version: ("unknown key(s)", NEW_PLANS),
     plans_cut_short: ("smitA.json cannot be read", "rm "),
+    plans_in_a_folder_with_a_space_cut_short: (
+        "two words/nnUNetPlans.json cannot be read",
+        "two words/nnUNetPlans.json'",
+    ),
+    plans_that_may_not_be_read: ("smitA.json cannot be read: [Errno 13]", "chmod u+r "),
+    missing_folder_with_a_space: ("nnUNet_preprocessed: folder ", "two words'"),
     little_shared_memory: ("of shared memory: too small", "docker run --shm-size=8g"),
 }
 
@@ -325,6 +353,16 @@ def test_without_a_checkpoint_of_ones_own_there_are_the_released_ones(sound, mon
     code, said = diagnosis(monkeypatch, capsys)
     assert code == 1
     assert "natural_tiny are damaged or changed" in said
+
+
+@pytest.mark.parametrize(
+    "content", [[{"train": ["a"], "val": ["b"]}], {"configurations": ["2d"]}, {"spacing": 1}, None]
+)
+def test_other_json_of_a_dataset_is_passed_over(sound, monkeypatch, capsys, content):
+    """Such as splits that somebody has put aside: no plans, and no fault."""
+    files.write_json(sound["plans"].parent / "splits_final_backup.json", content)
+    code, said = diagnosis(monkeypatch, capsys)
+    assert (code, "backup" in said) == (0, False), said
 
 
 def test_several_checkpoints_are_no_fault_where_the_plans_name_theirs(sound, monkeypatch, capsys):

@@ -206,6 +206,26 @@ def test_damage_is_noticed(tmp_path):
         checkpoint.load(path)
 
 
+def with_header_of(path, length, padded):
+    """Write a file of safetensors to `padded`, its header filled with spaces to `length` bytes."""
+    whole = path.read_bytes()
+    own = int.from_bytes(whole[:8], "little")
+    header_bytes = whole[8 : 8 + own].ljust(length)
+    padded.write_bytes(length.to_bytes(8, "little") + header_bytes + whole[8 + own :])
+
+
+@pytest.mark.parametrize("low", [0x80, 0x50])
+def test_any_length_of_the_header_is_read(call, tmp_path, low):
+    """Its low byte may be the one that a pickle or an archive begins with."""
+    convert(ConvertRequest(pretrained(tmp_path), tmp_path / "hub", hub=True))
+    path, padded = tmp_path / "hub" / "model.safetensors", tmp_path / "padded.safetensors"
+    with_header_of(path, (1 << 16) + low, padded)
+    assert padded.read_bytes()[0] == low
+    before, after = checkpoint.load(path).weights, checkpoint.load(padded).weights
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+    assert call(padded, "-o", tmp_path / "back.pth")[0] == 0
+
+
 def test_safetensors_of_others_are_no_checkpoint_until_converted(tmp_path):
     path = tmp_path / "theirs.safetensors"
     save_file({"a": torch.zeros(2)}, path)

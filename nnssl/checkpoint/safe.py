@@ -24,11 +24,14 @@ STORED = ("format_version", "header", "citations")
 def is_safe(path: Path) -> bool:
     """Whether a file is one of safetensors, by its first bytes: a cache may have taken its ending.
 
-    Eight bytes of length, then JSON; archives and pickles of PyTorch begin otherwise.
+    Eight bytes of length, then JSON of that length. Read as a length, the first bytes of archives
+    and pickles of PyTorch are far more than any file has. Bytes of the length say nothing by
+    themselves: it may well end in 0x80, with which a pickle begins.
     """
     with path.open("rb") as file:
         head = file.read(9)
-    return head[8:] == b"{" and not head.startswith((b"PK", b"\x80"))
+    length = int.from_bytes(head[:8], "little")
+    return head[8:] == b"{" and length <= path.stat().st_size - 8
 
 
 def write_safe(path: Path, content: dict) -> None:

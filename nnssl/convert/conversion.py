@@ -23,11 +23,18 @@ from nnssl import address, checkpoint, files
 from nnssl.convert import adapt, adaptation, layouts, sources
 from nnssl.convert.inflation import in_3d, is_flat
 from nnssl.convert.layouts import LayoutMatch
-from nnssl.convert.opening import ForeignError, encoder_in, is_ours, opened, tensors_in
+from nnssl.convert.opening import (
+    FileTensors,
+    ForeignError,
+    encoder_in,
+    is_ours,
+    opened,
+    require_usual_indices,
+    tensors_in,
+)
 from nnssl.convert.request import ConvertRequest
 from nnssl.convert.sources import Source
 from nnssl.encoder.swin import Swin, SwinConfig
-from nnssl.encoder.windows import relative_index
 from nnssl.hu import HUPolicy
 
 MERGE = (
@@ -126,13 +133,15 @@ def _require_another_form(request: ConvertRequest) -> None:
         )
 
 
-def encoder_from(tensors: dict[str, Tensor], request: ConvertRequest) -> Converted:
+def encoder_from(file_tensors: FileTensors, request: ConvertRequest) -> Converted:
     """Raises ForeignError when a tensor of the encoder is missing, unexpected or of another
     shape.
     """
+    tensors = file_tensors.named
     found = encoder_in(Path(request.file), list(tensors), request.prefix)
     source = _source(found, list(tensors), request)
     weights, left_out = _ours_by_name(tensors, found)
+    left_out |= file_tensors.left_out
     encoder, weights, adapted = _adapted(weights, source, request)
     new = _new_merge(weights, source, encoder)
     if new:
@@ -208,7 +217,7 @@ def _ours_by_name(
             left_out[reason] += 1
         else:
             weights[ours] = _readable(name, tensor)
-    _require_usual_indices(tensors, found)
+    require_usual_indices(tensors, found)
     return weights, dict(left_out)
 
 
@@ -217,24 +226,6 @@ def _readable(name: str, tensor: Tensor) -> Tensor:
     if why := checkpoint.why_no_weights(tensor):
         raise ForeignError(f"{name} {why}; nothing was written")
     return tensor.float()
-
-
-def _require_usual_indices(tensors: dict[str, Tensor], found: LayoutMatch) -> None:
-    """Raises ForeignError when the rows of a bias table are not counted as in every Swin."""
-    dims = tensors[found.prefix + found.layout.stem].ndim - 2
-    for name, index in tensors.items():
-        if name.startswith(found.prefix) and name.endswith(layouts.INDEX):
-            table = tensors.get(name.replace(layouts.INDEX, adapt.TABLE))
-            _require_usual_index(name, index, table, dims)
-
-
-def _require_usual_index(name: str, index: Tensor, table: Tensor | None, dims: int) -> None:
-    window = 0 if table is None else adapt.window_of(table, dims)
-    usual = relative_index((window,) * dims, window, "exact")
-    if not torch.equal(index.flatten().long(), usual):
-        raise ForeignError(
-            f"{name} is not that of a window of {window} in {dims}D: its bias table cannot be used"
-        )
 
 
 def _built(config: SwinConfig) -> Swin:

@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 STEM = "patch_embed.proj.weight"
-# keys that hold the weights
-WRAPPERS = ("state_dict", "model", "network_weights", "net", "student", "model_state")
 
 PERCEPTRON = ((r"\.mlp\.fc1\.", ".mlp.linear1."), (r"\.mlp\.fc2\.", ".mlp.linear2."))
 

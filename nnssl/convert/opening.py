@@ -2,15 +2,44 @@
 
 from __future__ import annotations
 
+import shlex
+from collections import deque
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from nnssl.checkpoint import KEYS, CheckpointError, read_plain
 from nnssl.checkpoint.safe import is_safe, names_ours, read_safe
-from nnssl.convert.layouts import LAYOUTS, WRAPPERS, LayoutMatch, find_encoders, guess
+from nnssl.convert import adapt
+from nnssl.convert.layouts import INDEX, LAYOUTS, LayoutMatch, find_encoders, guess
+from nnssl.encoder.windows import relative_index
 
-DEEPEST = 5  # wrappers within each other
+PASSED_OVER = "in dictionaries without an encoder"
+DEEPEST = 5  # dictionaries within each other that are searched
+
+
+class FileTensors(NamedTuple):
+    """What a file is converted from.
+
+    named:       the tensors by name.
+    passed_over: how many tensors are elsewhere in the file, such as in an optimiser's state.
+    """
+
+    named: dict[str, Tensor]
+    passed_over: int
+
+    @property
+    def left_out(self) -> dict[str, int]:
+        """Reason: tensors."""
+        return {PASSED_OVER: self.passed_over} if self.passed_over else {}
+
+
+class TensorDictionary(NamedTuple):
+    prefix: str  # the keys that lead there, each with a dot
+    tensors: dict[str, Tensor]  # directly in it; any key, until it is checked
 
 
 class ForeignError(ValueError):
@@ -31,42 +60,65 @@ def is_ours(content: object) -> bool:
     return isinstance(content, dict) and content.keys() >= KEYS
 
 
-def tensors_of(path: Path) -> dict[str, Tensor]:
-    """All tensors of a file by name. Raises as `opened` and `tensors_in`."""
+def tensors_of(path: Path) -> FileTensors:
+    """The tensors of a file. Raises as `opened` and `tensors_in`."""
     return tensors_in(opened(path), path)
 
 
-def tensors_in(content: object, path: Path) -> dict[str, Tensor]:
-    """All tensors by name of what `path` holds, from wherever in it its weights are.
+def tensors_in(content: object, path: Path) -> FileTensors:
+    """The tensors of what `path` holds, from the dictionary in it that has an encoder.
 
-    Raises ForeignError.
+    Where several have one, such as a student's and a teacher's, from all of them, their names
+    beginning with the keys that lead there. Raises ForeignError.
     """
-    content = _unwrapped(content)
-    values = content if isinstance(content, dict) else {}
-    tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
-    if not tensors:
+    found = list(_dictionaries(content))
+    if not found:
         raise _without_tensors(content, path)
-    if odd := [name for name in tensors if not (isinstance(name, str) and name.isprintable())]:
+    with_encoder = [each for each in found if find_encoders(filter(_is_name, each.tensors))]
+    used = with_encoder or [max(found, key=lambda each: len(each.tensors))]
+    for each in used:
+        _require_names(each.tensors, path)
+    named = used[0].tensors if len(used) == 1 else _by_whole_names(used)
+    tensors = sum(len(each.tensors) for each in found)
+    return FileTensors(named, tensors - sum(len(each.tensors) for each in used))
+
+
+def _is_name(key: object) -> bool:
+    return isinstance(key, str) and key.isprintable()
+
+
+def _require_names(tensors: dict[str, Tensor], path: Path) -> None:
+    if odd := [name for name in tensors if not _is_name(name)]:
         raise ForeignError(f"{path} holds tensors with invalid names: {odd[:3]!s:.300}")
-    return tensors
+
+
+def _by_whole_names(used: list[TensorDictionary]) -> dict[str, Tensor]:
+    return {each.prefix + name: tensor for each in used for name, tensor in each.tensors.items()}
 
 
 def _without_tensors(content: object, path: Path) -> ForeignError:
     shown = list(content)[:10] if isinstance(content, dict) else type(content).__name__
     return ForeignError(
         f"{path} holds no tensors by name, but {shown!s:.300}; searched for them at the top and "
-        f"under {', '.join(WRAPPERS)}"
+        f"in dictionaries, {DEEPEST} within each other"
     )
 
 
-def _unwrapped(content: object) -> object:
-    """What is under the keys that hold the weights, as deep as there are any."""
-    for _ in range(DEEPEST):  # a dictionary may hold itself
-        if not isinstance(content, dict):
-            break
-        inner = (content[key] for key in WRAPPERS if isinstance(content.get(key), dict))
-        content = next(inner, content)
-    return content
+def _dictionaries(content: object) -> Iterator[TensorDictionary]:
+    """Those in `content` that hold tensors themselves, each once: one may hold itself, or be there
+    under two keys.
+    """
+    todo, seen = deque([("", 0, content)]), set()
+    while todo:
+        prefix, depth, values = todo.popleft()
+        if not isinstance(values, dict) or id(values) in seen:
+            continue
+        seen.add(id(values))
+        tensors = {name: tensor for name, tensor in values.items() if isinstance(tensor, Tensor)}
+        if tensors:
+            yield TensorDictionary(prefix, tensors)
+        if depth < DEEPEST:
+            todo += [(f"{prefix}{key}.", depth + 1, inner) for key, inner in values.items()]
 
 
 def _safetensors(path: Path) -> dict:
@@ -99,7 +151,7 @@ def _ambiguous(path: Path, found: list[LayoutMatch]) -> ForeignError:
     shown = ", ".join(repr(each.prefix) for each in found)
     return ForeignError(
         f"{path} holds {len(found)} encoder(s), with names that begin with {shown}: choose "
-        "one with --prefix"
+        f"one with --prefix, such as --prefix {shlex.quote(found[0].prefix)}"
     )
 
 
@@ -110,3 +162,21 @@ def _unknown(path: Path, names: list[str]) -> ForeignError:
         f"{path} has no Swin encoder of a known layout: {guess(names)}. Its names begin with "
         f"{tops}; known layouts: {known}"
     )
+
+
+def require_usual_indices(tensors: dict[str, Tensor], found: LayoutMatch) -> None:
+    """Raises ForeignError when the rows of a bias table are not counted as in every Swin."""
+    dims = tensors[found.prefix + found.layout.stem].ndim - 2
+    for name, index in tensors.items():
+        if name.startswith(found.prefix) and name.endswith(INDEX):
+            table = tensors.get(name.replace(INDEX, adapt.TABLE))
+            _require_usual_index(name, index, table, dims)
+
+
+def _require_usual_index(name: str, index: Tensor, table: Tensor | None, dims: int) -> None:
+    window = 0 if table is None else adapt.window_of(table, dims)
+    usual = relative_index((window,) * dims, window, "exact")
+    if not torch.equal(index.flatten().long(), usual):
+        raise ForeignError(
+            f"{name} is not that of a window of {window} in {dims}D: its bias table cannot be used"
+        )

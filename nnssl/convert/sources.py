@@ -1,7 +1,9 @@
 """Whose weights a file holds, as data: what its tensors cannot tell, because it is not in the file.
 
-`marks` are parts of tensor names; a file is of the first source of its layout whose marks all
-occur. A source named by hand (`nnssl_convert --source`) overrules that.
+`marks` are parts of tensor names; a file is of the first source of its layout of which all marks
+occur. `hints` are parts that other people's networks have as well: with them alone a file is not
+taken for one of that source, but refused until its user names the source (`nnssl_convert
+--source`). A source named by hand overrules both.
 """
 
 from __future__ import annotations
@@ -36,6 +38,7 @@ class Source:
     citation: str
     licence: str  # of the weights, as their publishers state it
     marks: tuple[str, ...] = ()
+    hints: tuple[str, ...] = ()
     windows: str = "monai"
     merging: str | None = "legacy"
     chunks: str = "monai"
@@ -101,7 +104,8 @@ SOURCES = (
         "voco",
         "VoCo and VoComni, B, L and H",
         licence="licence: Apache-2.0",
-        marks=("layers1c.",),
+        marks=("layers1c.", "student.layer1."),  # v2 of MONAI's encoder, VoCo's projection head
+        hints=("layers1c.",),
         range=ABDOMEN,
         spacing=(1.5, 1.5, 1.5),
         crop=(64, 64, 64),
@@ -113,7 +117,8 @@ SOURCES = (
         "suprem",
         "SuPreM and CLIP-driven Universal Model",
         licence="licence: see its repository (CC BY-NC-ND 4.0 for SuPreM)",
-        marks=("backbone.",),
+        marks=("backbone.", "organ_embedding", "GAP.0."),  # of the universal model
+        hints=("backbone.",),
         range=ABDOMEN,
         spacing=(1.5, 1.5, 1.5),
         citation="Li et al., How well do supervised models transfer to 3D image segmentation?, "
@@ -157,9 +162,30 @@ SOURCES = (
 
 
 def identify_source(layout: str, names: Iterable[str]) -> Source:
-    """The source of a file in `layout` with these names of tensors."""
+    """The source of a file in `layout` with these names of tensors. Raises ValueError where it may
+    be a known one or anybody's own network.
+    """
     text = "\n".join(names)
-    return next(source for source in _of_layout(layout) if all(m in text for m in source.marks))
+    found = next(s for s in _of_layout(layout) if _occur(s.hints or s.marks, text))
+    if not _occur(found.marks, text):
+        raise _undecided(found)
+    return found
+
+
+def _occur(parts: tuple[str, ...], text: str) -> bool:
+    return all(part in text for part in parts)
+
+
+def _undecided(source: Source) -> ValueError:
+    """A guess would set merging, HU, spacing and licence, and nothing would show that it failed."""
+    lacking = [mark for mark in source.marks if mark not in source.hints]
+    return ValueError(
+        f"the file may be of {source.name} ({source.title}), but its names do not show it: they "
+        f"have {', '.join(source.hints)}, as any Swin UNETR of MONAI may, and not "
+        f"{', '.join(lacking)}. If it is, give --source {source.name}. If it is another one, such "
+        "as your own, give --source monai with --merging legacy (trained with MONAI before 1.5) or "
+        "--merging all (1.5 and later), and --hu LOW HIGH or --no-hu"
+    )
 
 
 def _of_layout(layout: str) -> list[Source]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Iterator
 from contextlib import redirect_stdout
 from functools import lru_cache
@@ -25,7 +26,7 @@ TRAINERS = (
     "SwinGradualTrainer",
     "SwinLoRATrainer",
 )
-FIND_OURS = f'export {trainer_path.VARIABLE}="{trainer_path.trainers_folder()}"'
+FIND_OURS = f"export {trainer_path.VARIABLE}={shlex.quote(trainer_path.trainers_folder())}"
 NOT_PLANS = ("dataset.json", "dataset_fingerprint.json", "splits_final.json")
 SETUP = "setup.py"
 OTHER_PLANS = "plans that name no checkpoint"
@@ -116,15 +117,28 @@ def _named_by_plans() -> Iterator[Finding]:
 
 
 def _of_plans(path: Path) -> Iterator[Finding]:
-    """Nothing where the plans have no network of ours."""
+    """Nothing where the file holds no plans, or plans without a network of ours."""
     try:
         plans = files.read_json(path)
     except (ValueError, OSError) as error:
-        yield wrong(f"{path} cannot be read: {first_line(error)}", f"rm {path}")
+        remedy = "chmod u+r" if isinstance(error, OSError) else "rm"
+        says = f"{path} cannot be read: {first_line(error)}"
+        yield wrong(says, f"{remedy} {shlex.quote(str(path))}")
         return
-    if INFO in plans or any(map(is_ours, plans.get("configurations", {}).values())):
+    if _names_ours(plans):
         yield _judge(path, plans)
         yield from _cautions(path, plans)
+
+
+def _names_ours(plans: object) -> bool:
+    """Whether they are plans, and of our network: any JSON may lie there, such as lists of splits
+    that somebody has put aside.
+    """
+    if not isinstance(plans, dict) or not isinstance(plans.get("configurations"), dict):
+        return False
+    entries = list(plans["configurations"].values())
+    are_plans = all(isinstance(entry, dict) for entry in entries)
+    return are_plans and (INFO in plans or any(map(is_ours, entries)))
 
 
 def _cautions(path: Path, plans: dict) -> Iterator[Finding]:

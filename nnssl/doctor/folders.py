@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import tempfile
 from pathlib import Path
@@ -23,7 +24,7 @@ def _folder(variable: str, written: bool = True) -> Finding:
         return wrong(f"{variable} is not set", export)
     path = Path(os.environ[variable])
     if not path.exists():
-        return wrong(f"{variable}: folder {path} does not exist", f"mkdir -p {path}")
+        return wrong(f"{variable}: folder {path} does not exist", f"mkdir -p {_quoted(path)}")
     if not path.is_dir():
         return wrong(f"{variable}: {path} is not a folder", export)
     return _access(f"{variable}: {path}", path, written)
@@ -32,12 +33,17 @@ def _folder(variable: str, written: bool = True) -> Finding:
 def _access(says: str, path: Path, written: bool) -> Finding:
     """`says`: what it is called, and where it is."""
     if not os.access(path, os.R_OK | os.X_OK):
-        return wrong(f"{says} is not readable", f"chmod u+rx {path}")
+        return wrong(f"{says} is not readable", f"chmod u+rx {_quoted(path)}")
     if not written:
         return ok(says)
     if (error := _cannot_write(path)) is not None:
-        return wrong(f"{says} is not writable ({error.strerror})", f"chmod u+w {path}")
+        return wrong(f"{says} is not writable ({error.strerror})", f"chmod u+w {_quoted(path)}")
     return _space(f"{says}, writable", path)
+
+
+def _quoted(path: Path) -> str:
+    """As a shell takes it."""
+    return shlex.quote(str(path))
 
 
 def _space(says: str, path: Path) -> Finding:

@@ -8,11 +8,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from nnssl import limits
-from nnssl.doctor.finding import Finding, note, ok, wrong
+from nnssl.doctor.finding import Finding, first_line, note, ok, wrong
 
 SHARED = Path("/dev/shm")
 GIB = 2**30
 LEAST_SHARED = GIB // 2  # a container's 64 MiB end a training with "bus error" in its first epoch
+COMPILERS = ("gcc", "clang")  # those that Triton looks for
+COMPILE = "nnUNet_compile"  # on where it is not set
+GET_COMPILER = f"sudo apt-get install gcc libc6-dev   # or, slower: export {COMPILE}=f"
+# a placeholder: which CUDA has kernels for a GPU changes from release to release of PyTorch
+OTHER_CUDA = (
+    "pip uninstall -y torch torchvision && pip install torch torchvision --index-url "
+    "https://download.pytorch.org/whl/CUDA   # CUDA: such as cu126"
+)
 
 
 def machine() -> list[Finding]:
@@ -23,7 +31,8 @@ def _devices() -> list[Finding]:
     import torch
 
     if torch.cuda.is_available():
-        return [_gpu(number) for number in range(torch.cuda.device_count())]
+        gpus = [_gpu(number) for number in range(torch.cuda.device_count())]
+        return [*gpus, *_compiler()]
     if torch.backends.mps.is_available():
         return [ok("no CUDA; Apple's GPU: -device mps")]
     return [_no_gpu(torch.version.cuda)]
@@ -40,7 +49,40 @@ def _gpu(number: int) -> Finding:
     import torch
 
     gpu = torch.cuda.get_device_properties(number)
-    return ok(f"GPU {number}: {gpu.name}, {gpu.total_memory / GIB:.0f} GiB")
+    says = f"GPU {number}: {gpu.name}, {gpu.total_memory / GIB:.0f} GiB"
+    try:  # a visible GPU may be one that this PyTorch has no kernels for, which only a kernel shows
+        torch.ones(1, device=f"cuda:{number}").add_(1).cpu()
+    except RuntimeError as error:
+        return _failing(f"{says}, cannot compute: {first_line(error)}", number)
+    return ok(says)
+
+
+def _failing(says: str, number: int) -> Finding:
+    """`says`: which GPU, and what its driver or PyTorch said."""
+    import torch
+
+    major, minor = torch.cuda.get_device_capability(number)
+    kernels = ", ".join(torch.cuda.get_arch_list()) or "none"
+    return wrong(
+        f"{says}.\nIts compute capability is {major}.{minor}; torch {torch.__version__} has "
+        f"kernels for: {kernels}.\nIf that is not among them, install PyTorch for another CUDA "
+        "version, see https://pytorch.org/get-started/locally;\notherwise look at nvidia-smi",
+        OTHER_CUDA,
+    )
+
+
+def _compiler() -> Iterator[Finding]:
+    """Nothing where Triton will find one: it builds what starts its kernels when they first run."""
+    if os.environ.get("CC") or any(map(shutil.which, COMPILERS)):
+        return
+    says = (
+        f"no C compiler: CC is not set, and neither {' nor '.join(COMPILERS)} is on PATH. Triton "
+        "needs one.\nWithout it, the kernels of this package are not used"
+    )
+    if os.environ.get(COMPILE, "t").lower() in ("true", "1", "t"):
+        yield wrong(f"{says}, and nnU-Net's torch.compile ends a training", GET_COMPILER)
+    else:
+        yield note(f"{says}, and everything runs more slowly", GET_COMPILER)
 
 
 def _processors() -> list[Finding]:

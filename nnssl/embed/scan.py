@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from nnssl.data.volumes import read_volume
 from nnssl.hu import HUPolicy
 from nnssl.types import BODY_HU, Shape, Spacing
 
+SAME_GRID = 0.1  # voxels; headers of the same grid differ by rounding
 ANY_CROP = (96, 96, 96)  # a plan has one; preprocessing does not ask for it
 
 
@@ -142,12 +144,49 @@ def read_labels(path: Path, scan: Scan) -> np.ndarray:
     """int32 [Z Y X] of a label file on the grid of `scan`. Raises UnusableScanError for another
     one.
     """
-    labels = read_volume(path).voxels
-    if labels.shape != scan.voxels.shape:
-        raise UnusableScanError(
-            f"its labels {path} have shape {labels.shape}, but the scan has {scan.voxels.shape}"
-        )
-    whole = np.rint(labels)
-    if not np.array_equal(whole, labels):
+    labels = read_volume(path)
+    _require_same_grid(path, labels, scan)
+    whole = np.rint(labels.voxels)
+    if not np.array_equal(whole, labels.voxels):
         raise UnusableScanError(f"its labels {path} are not integers")
     return whole.astype(np.int32)
+
+
+def _require_same_grid(path: Path, labels: Scan, scan: Scan) -> None:
+    """Raises UnusableScanError where the voxels of the labels are not those of the scan.
+
+    The same shape is not enough: labels that another program has stored with axes reversed would be
+    pooled from the wrong places without a word.
+    """
+    if labels.voxels.shape != scan.voxels.shape:
+        raise UnusableScanError(
+            f"its labels {path} have shape {labels.voxels.shape}, but the scan has "
+            f"{scan.voxels.shape}"
+        )
+    if (apart := _millimetres_apart(labels, scan)) > SAME_GRID * min(scan.spacing):
+        raise UnusableScanError(
+            f"its labels {path} are on another grid: up to {apart:.3g} mm from the scan's voxels "
+            f"({_geometry(labels)}; the scan has {_geometry(scan)}). Resample them to the scan, "
+            "such as with SimpleITK.Resample(labels, scan, SimpleITK.Transform(), "
+            "SimpleITK.sitkNearestNeighbor), or save them with the scan's geometry if only the "
+            "header is wrong"
+        )
+
+
+def _millimetres_apart(one: Scan, other: Scan) -> float:
+    """The largest distance between voxels of the same index; 0 where a place is unknown.
+
+    The distance is convex over the grid, so it is largest at a corner.
+    """
+    if one.affine is None or other.affine is None:
+        return 0.0
+    ends = [(0, size - 1) for size in one.voxels.shape[::-1]]
+    indices = np.array([(*index, 1) for index in product(*ends)])
+    offsets = indices @ (one.affine - other.affine).T
+    return float(np.linalg.norm(offsets[:, :3], axis=1).max())
+
+
+def _geometry(scan: Scan) -> str:
+    spacing = " ".join(f"{mm:.4g}" for mm in scan.spacing)
+    first = " ".join(f"{mm:.4g}" for mm in scan.affine[:3, 3]) if scan.affine is not None else "?"
+    return f"orientation {scan.orientation}, spacing {spacing} (z y x), first voxel at {first}"

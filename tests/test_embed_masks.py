@@ -1,0 +1,75 @@
+"""Labels belong to the scan's voxels: those on another grid of the same shape are refused."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import nibabel
+import numpy as np
+import pytest
+from synthetic_scans import ct_array
+
+from nnssl.data.refusals import UnusableScanError
+from nnssl.data.volumes import read_volume
+from nnssl.embed.scan import read_labels
+
+SHAPE = (18, 24, 28)
+LPS = np.array([[-2.0, 0, 0, 50], [0, -2.0, 0, 60], [0, 0, 3.0, -70], [0, 0, 0, 1]])
+
+
+def labels() -> np.ndarray:
+    """uint8 [Z Y X], of which no axis can be reversed unnoticed."""
+    array = np.zeros(SHAPE, np.uint8)
+    array[2:8, 3:9, 4:12] = 3
+    return array
+
+
+def saved(path, array, affine):
+    nibabel.save(nibabel.Nifti1Image(array.T, affine), path)
+    return path
+
+
+@pytest.fixture
+def scan(tmp_path):
+    return read_volume(saved(tmp_path / "scan.nii.gz", ct_array(SHAPE), LPS))
+
+
+def test_labels_in_another_orientation_are_refused(scan, tmp_path):
+    """The same labels in the same place, stored as RAS."""
+    image = nibabel.as_closest_canonical(nibabel.Nifti1Image(labels().T, LPS))
+    nibabel.save(image, tmp_path / "mask.nii.gz")
+    with pytest.raises(UnusableScanError) as refused:
+        read_labels(tmp_path / "mask.nii.gz", scan)
+    for said in (
+        "mask.nii.gz are on another grid: up to 70.9 mm",
+        "orientation RAS",
+        "the scan has orientation LPS",
+        "SimpleITK.Resample(labels, scan",
+    ):
+        assert said in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "change", [(0, 3, 1.0), (2, 2, 0.3)], ids=["moved by half a voxel", "another spacing"]
+)
+def test_labels_in_another_place_are_refused(scan, tmp_path, change):
+    row, column, amount = change
+    other = LPS.copy()
+    other[row, column] += amount
+    with pytest.raises(UnusableScanError, match="are on another grid"):
+        read_labels(saved(tmp_path / "mask.nii.gz", labels(), other), scan)
+
+
+def test_labels_on_the_scans_grid_are_read(scan, tmp_path):
+    """Up to rounding; and where the scan's place is unknown, by the shape alone."""
+    rounded = LPS + np.array([[1e-4, 0, 0, 1e-2], [0] * 4, [0] * 4, [0] * 4])
+    path = saved(tmp_path / "mask.nii.gz", labels(), rounded)
+    assert np.array_equal(read_labels(path, scan), labels())
+    elsewhere = saved(tmp_path / "other.nii.gz", labels(), np.diag([2.0, 2.0, 3.0, 1.0]))
+    assert np.array_equal(read_labels(elsewhere, replace(scan, affine=None)), labels())
+
+
+def test_labels_with_axes_in_another_order_are_brought_to_the_scans(scan, tmp_path):
+    turned = nibabel.Nifti1Image(labels().T.transpose(2, 0, 1), LPS[:, [2, 0, 1, 3]])
+    nibabel.save(turned, tmp_path / "mask.nii.gz")
+    assert np.array_equal(read_labels(tmp_path / "mask.nii.gz", scan), labels())
