@@ -227,5 +227,6 @@ class SwinPlanner(ExperimentPlanner):
         path = Path(nnUNet_preprocessed, self.dataset_name, f"{plans_name}.json")
         plans = files.read_json(path) if path.is_file() else {"configurations": {}}
         found = plans["configurations"].get(configuration)
-        same = found is not None and data_settings(plans, found) == settings
-        return found["data_identifier"] if same else None
+        if found is None or data_settings(plans, found) != settings:
+            return None
+        return found["data_identifier"]

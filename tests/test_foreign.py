@@ -160,7 +160,8 @@ def test_the_axes_are_turned_exactly(encoder_of, merging, dims, shape, options, 
     arrays.
     """
     theirs = single(foreign.monai(dims, legacy=merging == "legacy" and dims == 3, **options))
-    ours = encoder_of(foreign.retrained(theirs), merging=merging, axes=axes).encoder
+    named = {"source": "monai"} if options.get("use_v2") else {}
+    ours = encoder_of(foreign.retrained(theirs), merging=merging, axes=axes, **named).encoder
     x = image(*shape, channels=options.get("in_chans", 1))
     turn = reverse_axes if axes == "xyz" else (lambda m: m)
     assert_same_maps(ours, [turn(m) for m in theirs(turn(x))], x)
