@@ -73,3 +73,19 @@ def test_labels_with_axes_in_another_order_are_brought_to_the_scans(scan, tmp_pa
     turned = nibabel.Nifti1Image(labels().T.transpose(2, 0, 1), LPS[:, [2, 0, 1, 3]])
     nibabel.save(turned, tmp_path / "mask.nii.gz")
     assert np.array_equal(read_labels(tmp_path / "mask.nii.gz", scan), labels())
+
+
+def test_labels_written_with_the_scans_affine_are_read_though_its_forms_differ(tmp_path):
+    """By nibabel: ITK takes the scan's qform, and of its mask the only form there is."""
+    moved = LPS.copy()
+    moved[:3, 3] += 5.0
+    image = nibabel.Nifti1Image(ct_array(SHAPE, 0).T.astype(np.float32), LPS)
+    image.set_sform(LPS, 2)
+    image.set_qform(moved, 1)
+    nibabel.save(image, tmp_path / "ct.nii.gz")
+    affine = nibabel.load(tmp_path / "ct.nii.gz").affine
+    path = saved(tmp_path / "mask.nii.gz", labels(), affine)
+    scan = read_volume(tmp_path / "ct.nii.gz")
+    with pytest.raises(UnusableScanError, match="are on another grid"):
+        read_labels(path, scan)
+    assert np.array_equal(read_labels(path, scan, tmp_path / "ct.nii.gz"), labels())

@@ -82,15 +82,17 @@ class PlanComparison:
             "new": len(self.new),
             "gone (their preprocessed files stay in use)": self.gone,
             "changed (their preprocessed files stay in use)": self.changed,
-            "rewritten with the same shape and spacing": len(self.rewritten),
+            "rewritten, or with another time of change": len(self.rewritten),
         }
         return ", ".join(f"{number} {what}" for what, number in counts.items() if number)
 
-    def cure(self) -> str:
-        """What --update would do; empty where it would do nothing."""
-        cures = {"adds the new ones": self.new, "stores the rewritten ones again": self.rewritten}
-        words = " and ".join(words for words, scans in cures.items() if scans)
-        return f"; --update {words}" if words else ""
+    def cure(self, update: bool, check: bool) -> str:
+        """What options would do that are not given; empty where they would do nothing."""
+        cures = {
+            "--update adds the new ones": self.new and not update,
+            "--update --check stores the rewritten ones again": self.rewritten and not check,
+        }
+        return "".join(f"; {words}" for words, helps in cures.items() if helps)
 
 
 def other_values(old: Plan, overrides: Overrides) -> Iterator[str]:

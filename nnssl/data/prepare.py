@@ -49,8 +49,8 @@ def prepare(
 
     Whatever an earlier run finished is not repeated. A `plan.json` that is there already is kept:
     scans that were added, removed or changed since are reported through `print_fn`. With `update`
-    the new ones are added, preprocessed as the plan says, and those that were rewritten with the
-    same shape and spacing are preprocessed again. Scans are known by their path,
+    the new ones are added, preprocessed as the plan says; with `update` and `check` those that were
+    rewritten with the same shape and spacing are preprocessed again. Scans are known by their path,
     or by their path below `sources` where these lie elsewhere now. Without any source the plan
     that is there is completed.
 
@@ -74,6 +74,7 @@ def prepare(
         tuple(pattern),
         channels,
         print_fn,
+        check,
     )
     request.folder.mkdir(parents=True, exist_ok=True)
     if request.plan_file.exists() and not os.access(folder, os.W_OK) and not update:
@@ -102,6 +103,7 @@ class _Request:
     pattern: tuple[str, ...]
     channels: Sequence[int] | None
     print_fn: PrintFn
+    check: bool
 
     @property
     def plan_file(self) -> Path:
@@ -259,10 +261,12 @@ def _check_any_known(compared: PlanComparison, request: _Request) -> None:
 
 
 def _updated(old: Plan, compared: PlanComparison, request: _Request) -> Plan:
-    """The plan with the new scans; what is stored of rewritten ones is removed."""
-    new = compared.new
-    forget_stored(request.folder, compared.rewritten)
-    again = f"; {count} scans are stored again" if (count := len(compared.rewritten)) else ""
+    """The plan with the new scans. With `check` what is stored of rewritten ones is removed: not
+    without, since a copy has another time of change too, and others may train on it.
+    """
+    new, rewritten = compared.new, compared.rewritten if request.check else []
+    forget_stored(request.folder, rewritten)
+    again = f"; {len(rewritten)} scans are stored again" if rewritten else ""
     request.print_fn(
         f"--update: {len(new)} scans added to the plan, which now has "
         f"{len(compared.before) + len(new)}{again}"
@@ -274,7 +278,7 @@ def _say_differences(compared: PlanComparison, request: _Request) -> None:
     """Print the differences between the plan and the current scans, if any."""
     if not (differences := compared.describe()):
         return
-    cure = "" if request.update else compared.cure()
+    cure = compared.cure(request.update, request.check and request.update)
     request.print_fn(
         f"{request.plan_file} is kept, with its {len(compared.before)} scans, spacing, HU range "
         f"and crop. Scans there now: {differences}{cure}"

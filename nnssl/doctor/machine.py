@@ -52,6 +52,8 @@ def _gpu(number: int) -> Finding:
     says = f"GPU {number}: {gpu.name}, {gpu.total_memory / GIB:.0f} GiB"
     try:  # a visible GPU may be one that this PyTorch has no kernels for, which only a kernel shows
         torch.ones(1, device=f"cuda:{number}").add_(1).cpu()
+    except torch.OutOfMemoryError:
+        return note(f"{says}, has no memory left: another program uses it", "nvidia-smi")
     except RuntimeError as error:
         return _failing(f"{says}, cannot compute: {first_line(error)}", number)
     return ok(says)

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from nnssl.data.dicom import series_in
+from nnssl.data.nifti import NIFTI_ENDINGS
 from nnssl.data.orientation import Scan
 from nnssl.data.plan import Plan, resampled_shape
 from nnssl.data.preprocess import network_input
@@ -140,19 +141,19 @@ def resampled_affine(
     return affine @ step
 
 
-def read_labels(path: Path, scan: Scan) -> np.ndarray:
-    """int32 [Z Y X] of a label file on the grid of `scan`. Raises UnusableScanError for another
-    one.
+def read_labels(path: Path, scan: Scan, source: Path | str = "") -> np.ndarray:
+    """int32 [Z Y X] of a label file on the grid of `scan`, which was read from `source`. Raises
+    UnusableScanError for another one.
     """
     labels = read_volume(path)
-    _require_same_grid(path, labels, scan)
+    _require_same_grid(path, labels, scan, source)
     whole = np.rint(labels.voxels)
     if not np.array_equal(whole, labels.voxels):
         raise UnusableScanError(f"its labels {path} are not integers")
     return whole.astype(np.int32)
 
 
-def _require_same_grid(path: Path, labels: Scan, scan: Scan) -> None:
+def _require_same_grid(path: Path, labels: Scan, scan: Scan, source: Path | str) -> None:
     """Raises UnusableScanError where the voxels of the labels are not those of the scan.
 
     The same shape is not enough: labels that another program has stored with axes reversed would be
@@ -163,7 +164,8 @@ def _require_same_grid(path: Path, labels: Scan, scan: Scan) -> None:
             f"its labels {path} have shape {labels.voxels.shape}, but the scan has "
             f"{scan.voxels.shape}"
         )
-    if (apart := _millimetres_apart(labels, scan)) > SAME_GRID * min(scan.spacing):
+    apart = _millimetres_apart(labels, scan)
+    if apart > SAME_GRID * min(scan.spacing) and not _are_one_grid_to_nibabel(path, source):
         raise UnusableScanError(
             f"its labels {path} are on another grid: up to {apart:.3g} mm from the scan's voxels "
             f"({_geometry(labels)}; the scan has {_geometry(scan)}). Resample them to the scan, "
@@ -171,6 +173,18 @@ def _require_same_grid(path: Path, labels: Scan, scan: Scan) -> None:
             "SimpleITK.sitkNearestNeighbor), or save them with the scan's geometry if only the "
             "header is wrong"
         )
+
+
+def _are_one_grid_to_nibabel(path: Path | str, source: Path | str) -> bool:
+    """Whether two files of NIfTI have the same affine by nibabel, with which many masks are
+    written: it prefers the sform. ITK may take a scan's qform and the sform of its mask.
+    """
+    import nibabel
+
+    if not all(str(name).lower().endswith(NIFTI_ENDINGS) for name in (path, source)):
+        return False
+    ours, theirs = (nibabel.load(name).affine for name in (path, source))
+    return bool(np.allclose(ours, theirs, atol=1e-3))
 
 
 def _millimetres_apart(one: Scan, other: Scan) -> float:

@@ -225,7 +225,7 @@ def prepared(
 
 def _task_labels(task: EmbedTask, scan: Scan) -> np.ndarray | None:
     try:
-        return None if task.labels is None else read_labels(task.labels, scan)
+        return None if task.labels is None else read_labels(task.labels, scan, task.found.path)
     except UnusableScanError as refusal:
         raise UnusableScanError(f"{task.found.path}: {refusal}") from refusal
 
