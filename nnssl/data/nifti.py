@@ -206,6 +206,13 @@ def _check_finite(block: bytes, dtype: np.dtype) -> None:
         raise UnusableScanError("holds NaN or infinite voxels")
 
 
+def affine_by_nibabel(path: Path | str) -> np.ndarray:
+    """[4 4], of the header alone."""
+    import nibabel
+
+    return cast("SpatialImage", nibabel.load(path)).affine
+
+
 def read_by_nibabel(path: Path | str) -> tuple[np.ndarray, Spacing, np.ndarray]:
     """Voxels float32 [Z Y X], spacing (z, y, x) and affine as nnU-Net's NibabelIO reads them: a
     shear is left out.

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from nnssl.data.dicom import series_in
-from nnssl.data.nifti import NIFTI_ENDINGS
+from nnssl.data.nifti import NIFTI_ENDINGS, affine_by_nibabel
 from nnssl.data.orientation import Scan
 from nnssl.data.plan import Plan, resampled_shape
 from nnssl.data.preprocess import network_input
@@ -179,12 +179,9 @@ def _are_one_grid_to_nibabel(path: Path | str, source: Path | str) -> bool:
     """Whether two files of NIfTI have the same affine by nibabel, with which many masks are
     written: it prefers the sform. ITK may take a scan's qform and the sform of its mask.
     """
-    import nibabel
-
     if not all(str(name).lower().endswith(NIFTI_ENDINGS) for name in (path, source)):
         return False
-    ours, theirs = (nibabel.load(name).affine for name in (path, source))
-    return bool(np.allclose(ours, theirs, atol=1e-3))
+    return np.allclose(affine_by_nibabel(path), affine_by_nibabel(source), atol=1e-3)
 
 
 def _millimetres_apart(one: Scan, other: Scan) -> float:
