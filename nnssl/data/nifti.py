@@ -210,7 +210,7 @@ def affine_by_nibabel(path: Path | str) -> np.ndarray:
     """[4 4], of the header alone."""
     import nibabel
 
-    return cast("SpatialImage", nibabel.load(path)).affine
+    return np.asarray(cast("SpatialImage", nibabel.load(path)).affine)
 
 
 def read_by_nibabel(path: Path | str) -> tuple[np.ndarray, Spacing, np.ndarray]:
