@@ -214,19 +214,15 @@ class SwinPlanner(ExperimentPlanner):
         settings = data_settings(self._top, plan)
         recursive_fix_for_json_export(settings)
         name = own.removeprefix(f"{self.plans_identifier}_")
-        known = (self._known_identifier(made, name, settings) for made in self._names_of_plans)
-        return next(filter(None, known), f"{own}_{files.fingerprint(settings)}")
+        for plans in self._earlier_plans:
+            found = plans["configurations"].get(name)
+            if found is not None and data_settings(plans, found) == settings:
+                return found["data_identifier"]
+        return f"{own}_{files.fingerprint(settings)}"
 
-    @property
-    def _names_of_plans(self) -> tuple[str, str]:
-        """Those that may have such data already."""
-        return BASE, self.plans_identifier
-
-    def _known_identifier(self, plans_name: str, configuration: str, settings: dict) -> str | None:
-        """Of a configuration of these plans, if it has such data."""
-        path = Path(nnUNet_preprocessed, self.dataset_name, f"{plans_name}.json")
-        plans = files.read_json(path) if path.is_file() else {"configurations": {}}
-        found = plans["configurations"].get(configuration)
-        if found is None or data_settings(plans, found) != settings:
-            return None
-        return found["data_identifier"]
+    @cached_property
+    def _earlier_plans(self) -> list[dict]:
+        """Those that may have such data already; nnU-Net tries many spacings for 3d_lowres."""
+        folder = Path(nnUNet_preprocessed, self.dataset_name)
+        paths = [folder / f"{name}.json" for name in (BASE, self.plans_identifier)]
+        return [files.read_json(path) for path in paths if path.is_file()]

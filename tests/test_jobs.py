@@ -395,7 +395,7 @@ def test_splits_made_anew_give_no_run_the_training_of_another(nnunet_env, tmp_pa
     (run.folder / jobs.JOB).write_bytes(stored)
     files.write_json(run.folder / jobs.OUTCOME, {"state": "done", "reason": None})
     fold_of(fine_tuning(fold=trained))
-    with pytest.raises(StudyError, match=r"splits_final\.json was made anew") as raised:
+    with pytest.raises(StudyError, match=r"splits_final\.json was made again") as raised:
         run.begin(fine_tuning(fold=6))
     for part in ("organs__smit__2__0 was begun in", "fold_5,", "fold_6:", "Put the earlier", "rem"):
         assert part in str(raised.value)
@@ -488,7 +488,7 @@ def test_fingerprints_stay_what_earlier_versions_wrote(tmp_path):
 
 
 def states_of(described: Study) -> dict[str, tuple[str, str | None]]:
-    """By run, from results.jsonl, which is collected anew."""
+    """By run, from results.jsonl, which is collected again."""
     collect.collect(described)
     rows = [row for row in files.read_json_lines(described.results) if row["kind"] == "run"]
     return {row["run"]: (row["state"], row["reason"]) for row in rows}

@@ -14,7 +14,7 @@ from nnssl import address, checkpoint, files, trainer_path
 from nnssl.doctor import ways
 from nnssl.doctor.finding import Finding, first_line, note, ok, wrong
 from nnssl.finetune import checkpoint_choice
-from nnssl.finetune.architecture import INFO, is_ours
+from nnssl.finetune.architecture import INFO, are_plans, is_ours
 from nnssl.plans.cautions import cautions
 from nnssl.recipe import Recipe
 from nnssl.types import PREPROCESSED
@@ -134,11 +134,9 @@ def _names_ours(plans: object) -> bool:
     """Whether they are plans, and of our network: any JSON may lie there, such as lists of splits
     that somebody has put aside.
     """
-    if not isinstance(plans, dict) or not isinstance(plans.get("configurations"), dict):
+    if not are_plans(plans):
         return False
-    entries = list(plans["configurations"].values())
-    are_plans = all(isinstance(entry, dict) for entry in entries)
-    return are_plans and (INFO in plans or any(map(is_ours, entries)))
+    return INFO in plans or any(map(is_ours, plans["configurations"].values()))
 
 
 def _cautions(path: Path, plans: dict) -> Iterator[Finding]:

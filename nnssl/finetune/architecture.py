@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
+from typing import TypeGuard
 
 from nnssl.encoder.config import NATIVE, SwinConfig
 from nnssl.finetune.strides import steps_for
@@ -131,6 +132,12 @@ def steps_of(resolved: dict) -> tuple[Shape, ...]:
 def permute_axes(steps: tuple[Shape, ...], axes: Iterable[int]) -> tuple[Shape, ...]:
     """`steps` in the order of `axes`."""
     return tuple(tuple(step[axis] for axis in axes) for step in steps)
+
+
+def are_plans(content: object) -> TypeGuard[dict]:
+    """Whether the content of a JSON file is that of plans; a dataset's folder holds others too."""
+    entries = content.get("configurations") if isinstance(content, dict) else None
+    return isinstance(entries, dict) and all(isinstance(one, dict) for one in entries.values())
 
 
 def is_ours(configuration: dict) -> bool:

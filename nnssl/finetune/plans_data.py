@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from nnssl import files
+from nnssl.finetune.architecture import are_plans
 from nnssl.finetune.plans_file import resolve
 from nnssl.recipe import RECIPE
 
@@ -76,8 +77,7 @@ def _nnunets_plans(path: Path) -> dict | None:
         content = files.read_json(path)
     except (OSError, ValueError):
         return None
-    is_plans = isinstance(content, dict) and isinstance(content.get("configurations"), dict)
-    return content if is_plans and RECIPE not in content else None
+    return content if are_plans(content) and RECIPE not in content else None
 
 
 def _with_data(plans: dict, identifier: str) -> dict | None:

@@ -1,6 +1,6 @@
 """From the runs to results.jsonl, which is all that a report needs: the rows of the study and of
 the runs that its description asks for, as they are now, then those of other kinds (`nnssl_study
-features`), which are left alone unless a network that they are about has been trained anew.
+features`), which are left alone unless a network that they are about has been trained again.
 """
 
 from __future__ import annotations
@@ -33,14 +33,16 @@ def collect(study: Study) -> dict[str, str]:
     before = files.read_json_lines(study.results) if study.results.exists() else []
     of_study = (row for row in before if row["kind"] == StudyRow.KIND)
     same = (row for row in of_study if row["description"] == now["description"])
-    others = [row for row in _measured_still(study, before) if row["kind"] not in OURS]
+    others = _measured_still(study, [row for row in before if row["kind"] not in OURS])
     rows = [next(same, now), *chain.from_iterable(of_runs.values()), *others]
     files.write_json_lines(study.results, rows)
     return {name: rows[0]["state"] for name, rows in of_runs.items()}
 
 
 def _measured_still(study: Study, rows: list[dict]) -> list[dict]:
-    """Without those about networks that have been trained anew or are gone."""
+    """Without those about networks that have been trained again or are gone."""
+    if not any(row.get("trainings") for row in rows):
+        return rows  # which spares reading all results once more
     folders = (study.folder / "runs").glob("*")
     trainings = {jobs.training_fingerprint(folder) for folder in folders}
     return [row for row in rows if trainings.issuperset(row.get("trainings") or ())]

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from nnssl import files
 from nnssl.finetune import resolve
+from nnssl.finetune.plans_data import INTENSITIES, data_settings
 from nnssl.study.design import splits
 from nnssl.study.design.description import Budget
 from nnssl.study.design.splits import Split
@@ -15,10 +16,6 @@ from nnssl.study.execution.runs import ArmOnTask, StudyRun
 from nnssl.study.execution.shell import Foreground
 
 Splits = dict[tuple[Budget, int], Split]  # by budget and seed
-
-# what of nnU-Net's plans decides on the patches that a training sees: of all, of a configuration
-OF_PLANS = ("transpose_forward", "foreground_intensity_properties_per_channel")
-OF_CONFIGURATION = ("spacing", "patch_size", "batch_size", "normalization_schemes")
 
 
 def write_jobs(pairs: Sequence[ArmOnTask], here: Foreground) -> list[StudyRun]:
@@ -81,12 +78,12 @@ def job(run: StudyRun, dataset: str, split: Split, plans: dict) -> FineTuningJob
 
 
 def _data_fingerprint(run: StudyRun, plans: dict) -> str | None:
-    """Of the data that a training here sees; None where the plans say nothing."""
+    """Of the patches that a training here sees; None where the plans say nothing."""
     if "configurations" not in plans:
         return None
     resolved = resolve(plans, run.task.configuration)
-    said = [plans.get(key) for key in OF_PLANS]
-    return files.fingerprint([*said, *(resolved.get(key) for key in OF_CONFIGURATION)])
+    data, patches = data_settings(plans, resolved), (resolved["patch_size"], resolved["batch_size"])
+    return files.fingerprint([data, plans.get(INTENSITIES), patches])
 
 
 def _made_of(run: StudyRun, split: Split, plans: dict) -> dict:

@@ -18,7 +18,7 @@ BY_SURFACE = {"surface_dice", "hd95"}  # of a case's row
 DONE, FAILED, NOT_DONE = "done", "failed", "missing"
 # why a training would have another folder, and what to put back
 ENTRY_MOVED = (
-    "splits_final.json was made anew, and the same cases are now another entry of it",
+    "splits_final.json was made again, and the same cases are now another entry of it",
     "splits_final.json",
 )
 RENAMED = ("the study or the dataset has another name now", "name")
