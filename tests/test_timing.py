@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import gc
 import time
 
 import pytest
@@ -48,6 +49,24 @@ def test_peak_memory_counts_what_is_alive_at_once():
 
     assert peak_memory(one_after_the_other) == pytest.approx(1 << 20, rel=0.01)
     assert peak_memory(together) == pytest.approx(3 << 20, rel=0.01)
+
+
+def test_garbage_of_an_earlier_measurement_does_not_lower_the_peak():
+    def garbage() -> None:
+        cycle: list = [torch.ones(1 << 18)]
+        cycle.append(cycle)
+
+    def work() -> None:
+        first = torch.ones(1 << 18)
+        gc.collect()  # as it may happen at any moment
+        _ = [first, torch.ones(1 << 18)]
+
+    gc.disable()
+    try:
+        peak_memory(garbage)
+        assert peak_memory(work) == pytest.approx(2 << 20, rel=0.01)
+    finally:
+        gc.enable()
 
 
 def test_keeping_freed_memory_is_harmless_without_glibc(monkeypatch):

@@ -8,6 +8,7 @@ less. Page faults tell how much memory the system had to hand out again.
 from __future__ import annotations
 
 import argparse
+import gc
 import resource
 import time
 from collections.abc import Callable, Mapping
@@ -85,8 +86,9 @@ def peak_memory(call: Callable[[], object], device: torch.device | str = "cpu") 
     """Bytes by which tensors alive during `call` exceed those alive before it, at the highest.
 
     Counted at PyTorch's allocator, so that neither the C library's habits nor earlier calls have a
-    part in it.
+    part in it. Garbage is collected first: what is freed during `call` would lower its sum.
     """
+    gc.collect()
     device = torch.device(device)
     return _peak_on_gpu(call, device) if device.type == "cuda" else _peak_on_cpu(call)
 
