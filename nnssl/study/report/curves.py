@@ -12,22 +12,24 @@ import pandas as pd
 from nnssl.study.rows import EpochRow
 
 FRACTIONS = (0.90, 0.95, 0.99)  # of scratch's final validation Dice
-MOMENTUM = 0.9  # of nnU-Net's own "mean validation Dice (moving average)" in progress.png
 NEVER = float("inf")
 
 Point = tuple[float, float]  # number of labelled cases, Dice
 
 
 def smooth(values: Sequence[float]) -> np.ndarray:
-    """nnU-Net's exponential moving average of an epoch's validation Dice; it begins at the first
-    value.
+    """Means over windows around each epoch, a fiftieth of the training long; the values themselves
+    below 100 epochs.
+
+    Nothing lags, as nnU-Net's moving average does by some ten epochs. Windows end with the curve.
     """
-    return pd.Series(values, dtype=float).ewm(alpha=1 - MOMENTUM, adjust=False).mean().to_numpy()
+    window = 2 * (len(values) // 100) + 1
+    return pd.Series(values, dtype=float).rolling(window, 1, center=True).mean().to_numpy()
 
 
 @dataclass(frozen=True)
 class Curve:
-    """A run's training: smoothed validation Dice, and the hours gone by, at the end of each
+    """A run's training: validation Dice (`smooth`), and the hours gone by, at the end of each
     epoch.
     """
 

@@ -32,9 +32,10 @@ SPEED = Table(
     note=(
         "Epochs and hours of fine-tuning until the validation Dice reaches a fraction of "
         "scratch's final one (its mean over the seeds); the median over the seeds. A ratio below "
-        "1 is faster than scratch. The Dice is nnU-Net's own while it trains, of random patches, "
-        "smoothed as in its progress.png: good for comparing runs of one task, not with the "
-        "scores above. Hours of pretraining are not counted. Left out if scratch learnt nothing."
+        "1 is faster than scratch. The Dice is nnU-Net's own while it trains, of random patches: "
+        "good for comparing runs of one task, not with the scores above. From 100 epochs on it is "
+        "averaged over a fiftieth of the training around each epoch. Hours of pretraining are not "
+        "counted. Left out if scratch learnt nothing."
     ),
     columns=[
         "task",

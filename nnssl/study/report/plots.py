@@ -181,7 +181,7 @@ def _ruler(axes: Axes, difference: float, longest: int) -> None:
 
 
 def training(results: Results, task: str) -> Figure | None:
-    """Smoothed validation Dice by epoch, mean and range over the seeds, for up to three budgets."""
+    """Validation Dice by epoch, mean and range over the seeds, for up to three budgets."""
     chosen = _ends_and_middle([b for b in results.budgets if _curves(results, task, b)])
     if not chosen:
         return None
@@ -191,7 +191,7 @@ def training(results: Results, task: str) -> Figure | None:
         handles |= _plot_training_curves(
             axes, _curves(results, task, budget), drawing.style(results.arms)
         )
-        drawing.label(axes, f"{task}, budget {budget}", "epoch", "validation Dice, smoothed")
+        drawing.label(axes, f"{task}, budget {budget}", "epoch", "validation Dice")
         axes.locator_params(axis="x", integer=True)
     drawing.legend(figure, handles)
     return figure
