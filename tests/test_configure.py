@@ -158,6 +158,38 @@ def test_published_smit_is_the_authors():
         8192,
     )
     assert (config.w_mip, config.w_itd, config.w_mpd, config.lr) == (1.0, 0.1, 0.1, 6e-4)
+    assert (config.lr_batch, config.weight_decay, config.export) == (6, 0.01, "student")
+
+
+def test_published_gradients_are_clipped_as_the_authors_do():
+    clipped = {name: method.Config.parse(["published=true"]) for name, method in METHODS.items()}
+    assert {name: config.clip_norm for name, config in clipped.items() if config.clip_norm} == {
+        "dino": 3.0,
+        "ibot": 3.0,
+        "simmim": 5.0,
+        "swinunetr": 1.0,
+    }
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("lr=0", "lr must be above 0, got 0"),
+        ("lr_batch=0", "lr_batch must be above 0, got 0"),
+        ("clip_norm=-1", "clip_norm must be a length above 0, or 0 for no clipping, got -1"),
+    ],
+)
+@pytest.mark.parametrize("name", METHODS)
+def test_what_could_not_learn_is_refused(name, setting, message):
+    with pytest.raises(ValueError, match=message):
+        METHODS[name].Config.parse([setting])
+
+
+def test_two_cubes_need_no_other_setting():
+    assert METHODS["cpc"].Config.parse(["cubes=2"]).distances == 1
+    config, _ = configure.configure(METHODS["cpc"], ["cubes=2"], HEADS)
+    assert (config.cubes, config.ahead, config.distances) == (2, 1, 1)
+    assert METHODS["cpc"].Config.parse([]).distances == 2
 
 
 def test_a_run_that_goes_on_keeps_what_it_had():

@@ -253,8 +253,8 @@ def test_the_wall_is_walked_from_left_to_right(dims):
     ("settings", "message"),
     [
         ({"cubes": 1}, "cubes must be at least 2"),
-        ({"ahead": 3}, "ahead must be 1 to 2 .one less than cubes., got 3"),
-        ({"ahead": 0}, "got 0"),
+        ({"ahead": 3}, "ahead must be 1 to 2 .one less than cubes.*got 3"),
+        ({"ahead": -1}, "got -1"),
         ({"temperature": 0.0}, "temperature must be above 0"),
     ],
 )

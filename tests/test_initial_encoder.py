@@ -20,8 +20,7 @@ def test_the_encoder_is_that_of_the_checkpoint(tmp_path):
     assert encoder.config == replace(ENCODER, drop_path=0.2)
     saved = checkpoint.load(path)
     for name, tensor in encoder.state_dict().items():
-        if name != "mask_token":
-            torch.testing.assert_close(tensor, saved.weights[f"encoder.{name}"])
+        torch.testing.assert_close(tensor, saved.weights[f"encoder.{name}"])
     assert header["start"]["sha256"] == saved.sha256
     assert header["start"]["supervised"] is False
     (labelled := dict(saved.header))["start"] = {"supervised": True}
@@ -38,6 +37,17 @@ def test_weights_without_a_mask_token_do(tmp_path):
         "smit", tmp_path / "foreign.pth", 3, 0.0, checkpointing=False
     )
     assert "mask_token" in dict(encoder.named_parameters())
+
+
+def test_a_mask_token_of_a_coarser_grid_is_not_that_of_a_patch(tmp_path):
+    """With `visible_only` it is as wide as that grid's tokens."""
+    content = torch.load(pretrained(tmp_path), weights_only=True)
+    content["network_weights"]["encoder.mask_token"] = torch.ones(4 * ENCODER.embed_dim)
+    checkpoint.write(tmp_path / "visible.pth", content)
+    encoder, _ = initial_encoder.encoder(
+        "smit", tmp_path / "visible.pth", 3, 0.0, checkpointing=False
+    )
+    assert encoder.mask_token.shape == (ENCODER.embed_dim,)
 
 
 def test_other_dimensions_are_refused(tmp_path):

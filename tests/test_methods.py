@@ -42,6 +42,20 @@ UNTRAINED: dict[str, dict[str, str]] = {
     },
 }
 
+ENCODERS = {
+    "preset": {},
+    "SMIT's": {"out_norms": True},
+    "MONAI's": {"taps": "merge"},
+    "MONAI's v2": {"taps": "merge", "convolutions": True},
+}
+
+# Settings by which other maps of the encoder are read.
+READING = {
+    "dino": [{}, {"pooled_maps": 3}],
+    "simmim": [{}, {"decode_from": 32}],
+    "smit": [{}, {"w_mip": 0.0}, {"w_itd": 0.0}, {"w_mip": 0.0, "w_itd": 0.0}, {"w_parcels": 1.0}],
+}
+
 
 def trace(name: str) -> list[dict]:
     """The losses of ten steps from fixed weights on made crops: what the golden numbers hold."""
@@ -96,9 +110,16 @@ def test_the_gradient_reaches_every_encoder_tensor(name):
     assert exported, "the encoder that is exported has no parameters"
 
 
-def test_no_parameter_waits_for_a_gradient_in_vain(name):
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_no_parameter_waits_for_a_gradient_in_vain(name, encoder):
     """DDP would wait for it too, for ever."""
-    method = micro.method(name)
+    for settings in READING.get(name, [{}]):
+        _require_no_waiting(name, ENCODERS[encoder], settings)
+
+
+def _require_no_waiting(name: str, encoder: dict, settings: dict) -> None:
+    config = micro.config(name, **settings)
+    method = METHODS[name](Swin(replace(micro.ENCODER, **encoder), maskable=True), config).train()
     method(micro.views(method)).losses["total"].backward()
     assert [n for n, p in method.named_parameters() if p.requires_grad and p.grad is None] == []
     assert [

@@ -17,6 +17,7 @@ from nnssl.encoder.attention import fused
 from nnssl.encoder.swin import Swin
 from nnssl.methods import METHODS
 from nnssl.modules.heads import pooled
+from nnssl.modules.late import hold
 from nnssl.train import optimiser, precision
 from nnssl.train.optimiser import clip
 from nnssl.train.precision import Precision, half_precision
@@ -193,3 +194,41 @@ def test_the_optimiser_clips_by_itself() -> None:
             assert optimizer.param_groups[0]["lr"] == 1e-2
             moved.append(torch.cat([weight.detach().flatten() for weight in weights]))
         torch.testing.assert_close(*moved)
+
+
+def test_a_limit_of_zero_clips_nothing() -> None:
+    moved = []
+    for most in (0.0, 1e9):
+        weight = torch.nn.Parameter(torch.ones(3))
+        optimizer = torch.optim.AdamW([weight], fused=True)
+        weight.grad = torch.tensor([5.0, 0.0, -7.0])
+        optimiser.clip_and_step(optimizer, [weight], torch.device("cpu"), most, lambda: 0.5)
+        moved.append(weight.detach())
+        weight.grad = torch.tensor([5.0, 0.0, -7.0])
+        clip([weight], most)
+        assert weight.grad.tolist() == [5.0, 0.0, -7.0]
+    assert torch.equal(*moved)
+    assert moved[0].tolist() != [1.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_weight_that_waited_starts_like_a_new_one(monkeypatch, fused: bool) -> None:
+    """AdamW's corrections count from its first gradient, not from the first step."""
+    if not fused:
+        monkeypatch.setattr(optimiser, "FUSED", ())
+    gradients = torch.randn(20, 4, generator=torch.Generator().manual_seed(0))
+    paths = []
+    for waits in (0, 500):
+        weight, now = torch.nn.Parameter(torch.zeros(4)), [0]
+        hold(weight, lambda now=now, waits=waits: now[0] >= waits)
+        optimizer = torch.optim.AdamW([weight], weight_decay=0.0, fused=fused)
+        path = []
+        for step in range(waits + len(gradients)):
+            now[0] = step
+            optimizer.zero_grad()
+            (weight @ gradients[max(step - waits, 0)]).backward()
+            optimiser.clip_and_step(optimizer, [weight], torch.device("cpu"), 0.0, lambda: 1e-2)
+            path.append(weight.detach().clone())
+        assert all(not position.any() for position in path[:waits])
+        paths.append(torch.stack(path[waits:]))
+    torch.testing.assert_close(*paths)

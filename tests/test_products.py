@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import micro
 import pytest
 import torch
+from torch.utils.data import default_collate
 
 from nnssl.cpu.products import by_onednn
 from nnssl.train import pretrain
@@ -34,6 +36,22 @@ def test_products_stay_right() -> None:
         found = a @ b
     exact = a.double() @ b.double()
     assert (found - exact).norm() / exact.norm() < 1e-2  # with AMX the factors are bf16
+
+
+def test_views_are_exact_in_a_pretraining(monkeypatch, tmp_path) -> None:
+    """Rounded to bf16, a scan that is not blurred would change with one that is."""
+    run, found = micro.run(tmp_path), []
+    prepare = run.method.prepare_views
+
+    def noted(*args):
+        found.append(torch.get_float32_matmul_precision())
+        return prepare(*args)
+
+    monkeypatch.setattr(run.method, "prepare_views", noted)
+    with by_onednn(CPU):
+        run.prepare_views(default_collate([run.crops[0], run.crops[1]]))
+        assert torch.get_float32_matmul_precision() == "medium"
+    assert found == ["highest"]
 
 
 @pytest.mark.parametrize(("fp32", "expected"), [(False, "medium"), (True, "highest")])

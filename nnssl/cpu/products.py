@@ -22,8 +22,8 @@ def by_onednn(device: torch.device, exact: bool = False) -> Iterator[None]:
     exact: nowhere, so that no processor rounds to bf16.
     """
     before = torch.get_float32_matmul_precision()
-    if device.type == "cpu" and not exact:
-        torch.set_float32_matmul_precision("medium")
+    if device.type == "cpu":
+        torch.set_float32_matmul_precision("highest" if exact else "medium")
     try:
         yield
     finally:

@@ -87,16 +87,38 @@ class Swin(nn.Module):
         """
         return ceil_div(spatial, self.config.step(0))
 
-    def copied(self, maskable: bool) -> Swin:
+    def copied(self, maskable: bool, wanted: Collection[int] = ALL) -> Swin:
         """A copy for a pretraining method to train and to edit; this encoder stays as it is.
 
         maskable: keep the mask token. A method that hides nothing must have none: DDP would wait
         for its gradient.
+        wanted:   the maps that the method reads (`freeze_unread`).
         """
         encoder = copy.deepcopy(self)
         if not maskable:
             encoder.mask_token = None
+        encoder.freeze_unread(wanted)
         return encoder
+
+    def freeze_unread(self, wanted: Collection[int]) -> None:
+        """Require no gradient where no map of `wanted` needs it: DDP waits for every gradient that
+        is required.
+        """
+        last, computed = max(wanted), self._stages_for(max(wanted))
+        for number, stage in enumerate(self.stages):
+            if number >= computed:
+                getattr(self, f"layers{number + 1}").requires_grad_(False)
+                if self.config.convolutions:
+                    getattr(self, f"layers{number + 1}c").requires_grad_(False)
+            elif number >= last:
+                stage.downsample.requires_grad_(False)
+        for number, norm in enumerate(self.out_norms or ()):
+            if number not in wanted:
+                norm.requires_grad_(False)
+
+    def _stages_for(self, last: int) -> int:
+        """How many stages compute the maps up to number `last`."""
+        return min(last + (self.config.taps == "stage"), len(self.stages))
 
     def forward(
         self,
@@ -158,7 +180,7 @@ class Swin(nn.Module):
         by_merge, last = self.config.taps == "merge", max(wanted)
         if by_merge:
             keep(0, tokens)
-        stages = self.stages[first : last + (not by_merge)]
+        stages = self.stages[first : self._stages_for(last)]
         all_given = given(stages, tokens)
         for number, (stage, own) in enumerate(zip(stages, all_given, strict=True), first):
             tokens = stage(self._convolved(tokens, number), own, self.checkpointing)

@@ -65,8 +65,6 @@ def mask_at_stride(encoder: Swin, stride: int) -> None:
         )
     _check_taps(encoder.config)
     stages = encoder.strides.index(stride)
-    if encoder.out_norms is not None:  # of maps that do not exist
-        encoder.out_norms[:stages].requires_grad_(False)
     token = torch.randn(encoder.channels[stages]) * 0.02  # as that of the patches
     encoder.mask_token = nn.Parameter(token)
 

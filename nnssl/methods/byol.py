@@ -31,6 +31,7 @@ from nnssl.modules.replay import number
 from nnssl.modules.running import Standardise
 from nnssl.modules.schedules import cosine
 from nnssl.modules.teacher import Teacher
+from nnssl.types import LAST
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class BYOL(PairMethod):
     def __init__(self, encoder: Swin, config: BYOLConfig) -> None:
         super().__init__()
         self.config = config
-        encoder = encoder.copied(maskable=False)  # nothing is hidden
+        encoder = encoder.copied(maskable=False, wanted=LAST)  # nothing is hidden
         self.student = Branch(encoder, config.head_hidden, config.head_out, layers=2)
         self.teacher = Teacher(self.student)
         self.answers = Standardise(config.head_out)

@@ -50,7 +50,7 @@ class CPCConfig(MethodConfig):
     lr: float = 2e-4  # ours: at 6e-4 a run of 600 steps collapsed
     # along each axis; nnssl_pretrain takes as many as leave 24 voxels a cube, at most 3
     cubes: int = 3
-    ahead: int = 2  # predict 1 to this many cubes ahead
+    ahead: int = 0  # predict 1 to this many cubes ahead; 0: 2, or 1 where there are 2 cubes
     temperature: float = 0.1  # ours; the papers' score has none
     head_out: int = 256  # width of z (Taleb 2020: 256 units of the GRU in their code)
     head_hidden: int = 256  # width of the context
@@ -61,11 +61,17 @@ class CPCConfig(MethodConfig):
                 "cubes must be at least 2 along each axis, one as context and one to predict, got "
                 f"{self.cubes}"
             )
-        if not 1 <= self.ahead < self.cubes:
+        if not 0 <= self.ahead < self.cubes:
             raise ValueError(
-                f"ahead must be 1 to {self.cubes - 1} (one less than cubes), got {self.ahead}"
+                f"ahead must be 1 to {self.cubes - 1} (one less than cubes), or 0 to choose it by "
+                f"cubes, got {self.ahead}"
             )
         require_above_zero(self, "temperature")
+
+    @property
+    def distances(self) -> int:
+        """How many cubes ahead the farthest prediction is."""
+        return self.ahead or min(2, self.cubes - 1)
 
 
 class _Predictors(nn.ModuleList):
@@ -87,12 +93,12 @@ class CPC(Method):
     def __init__(self, encoder: Swin, config: CPCConfig) -> None:
         super().__init__()
         self.config = config
-        self.student = encoder.copied(maskable=False)  # nothing is hidden
+        self.student = encoder.copied(maskable=False, wanted=LAST)  # nothing is hidden
         channels = encoder.channels[-1]
         self.projector = nn.Sequential(nn.LayerNorm(channels), nn.Linear(channels, config.head_out))
         self.context = nn.GRU(config.head_out, config.head_hidden, batch_first=True)
         self.predictors = _Predictors(
-            nn.Linear(config.head_hidden, config.head_out) for _ in range(config.ahead)
+            nn.Linear(config.head_hidden, config.head_out) for _ in range(config.distances)
         )
 
     @staticmethod

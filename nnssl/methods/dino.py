@@ -46,6 +46,7 @@ class DINOConfig(MultiCropConfig, DistillationMethodConfig):
     PUBLISHED: ClassVar[dict] = {
         "lr": 5e-4,
         "lr_batch": 256,
+        "clip_norm": 3.0,  # of each tensor there, of the whole gradient here
         "prototypes": 65536,
         "freeze_prototypes": 0.01,
         "local_views": 8,
@@ -76,8 +77,8 @@ class DINO(DistillationMethod):
     config: DINOConfig
 
     def __init__(self, encoder: Swin, config: DINOConfig) -> None:
-        encoder = encoder.copied(maskable=False)  # nothing is hidden
         pooled = tuple(range(5 - config.pooled_maps, 5))
+        encoder = encoder.copied(maskable=False, wanted=pooled)  # nothing is hidden
         super().__init__(EncoderWithHeads(encoder, config, pooled), config)
         self.image_centre = Centre(config.prototypes, config.centre_momentum)
 

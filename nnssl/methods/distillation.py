@@ -15,6 +15,7 @@ from nnssl.encoder.swin import Swin
 from nnssl.methods.method import Method, MethodConfig
 from nnssl.modules.encoder_with_heads import DistillationConfig, EncoderWithHeads
 from nnssl.modules.heads import Prototypes
+from nnssl.modules.late import hold
 from nnssl.modules.replay import number
 from nnssl.modules.schedules import cosine, ramp
 from nnssl.modules.teacher import Teacher
@@ -45,7 +46,7 @@ class DistillationMethod(Method):
         self.teacher = Teacher(student)
         for part in student.modules():
             if isinstance(part, Prototypes):
-                part.weight.register_hook(self._hold_prototypes)
+                hold(part.weight, self._trains_prototypes)
 
     @staticmethod
     def region(crop: Shape) -> Shape:
@@ -86,8 +87,5 @@ class DistillationMethod(Method):
     def set_extra_state(self, state: float) -> None:
         self.progress = state
 
-    def _hold_prototypes(self, gradient: Tensor) -> Tensor:
-        trained = number(lambda: float(self.progress >= self.config.freeze_prototypes))
-        if isinstance(trained, Tensor):
-            return gradient * trained
-        return gradient if trained else torch.zeros_like(gradient)
+    def _trains_prototypes(self) -> bool:
+        return self.progress >= self.config.freeze_prototypes

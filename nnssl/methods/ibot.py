@@ -33,7 +33,7 @@ from nnssl.encoder.swin import Swin
 from nnssl.host_memory import to_device
 from nnssl.methods.distillation import DistillationMethod, DistillationMethodConfig
 from nnssl.methods.method import Step, weighted_total
-from nnssl.modules.encoder_with_heads import STAGE_OF_STRIDE, EncoderWithHeads, freeze_unused_layers
+from nnssl.modules.encoder_with_heads import STAGE_OF_STRIDE, EncoderWithHeads
 from nnssl.modules.losses import Centre, cross_view, soft_cross_entropy
 from nnssl.modules.selected import select_tokens
 from nnssl.types import Shape
@@ -64,6 +64,11 @@ class IBOTConfig(MultiCropConfig, DistillationMethodConfig):
     PUBLISHED: ClassVar[dict] = {
         "lr": 5e-4,
         "lr_batch": 256,
+        "clip_norm": 3.0,  # of each tensor there, of the whole gradient here
+        "freeze_prototypes": 1 / 300,
+        "global_side": 0.5,  # a quarter of the area
+        "local_side_low": 0.22,
+        "local_side_high": 0.5,
         "local_views": 10,
         "teacher_temperature_end": 0.07,
     }
@@ -119,8 +124,7 @@ class IBOT(DistillationMethod):
 
     def __init__(self, encoder: Swin, config: IBOTConfig) -> None:
         stage = STAGE_OF_STRIDE[config.mask_block]
-        encoder = encoder.copied(maskable=True)
-        freeze_unused_layers(encoder, stage)
+        encoder = encoder.copied(maskable=True, wanted=(stage,))
         super().__init__(
             EncoderWithHeads(encoder, config, (stage,), patch=stage, shared=config.shared_head),
             config,

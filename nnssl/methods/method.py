@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from nnssl import settings
 from nnssl.encoder.swin import Swin
 from nnssl.host_memory import to_device
+from nnssl.modules.bounds import require_above_zero
 from nnssl.modules.running import discard_all, update_all
 from nnssl.network.reconstruction import PretrainedDecoder
 from nnssl.types import Shape
@@ -52,13 +53,15 @@ class MethodConfig:
     warmup: float = 0.05  # fraction of the steps
     weight_decay: float = 0.05
     beta2: float = 0.999
-    clip_norm: float = 1.0
+    clip_norm: float = 1.0  # the longest gradient; 0: of any length
     drop_path: float = 0.1  # of the student; the teacher has none
     # the papers' settings in place of ours, and nothing derived from the data
     published: bool = False
 
     # What the papers have in place of our defaults; those of the bases hold as well.
-    PUBLISHED: ClassVar[dict] = {"lr_most": 1.0, "clip_norm": 3.0}
+    PUBLISHED: ClassVar[dict] = {"lr_most": 1.0, "clip_norm": 0.0}
+    # What runs had that did not store it yet, where that is not of the papers.
+    BEFORE: ClassVar[dict] = {"clip_norm": 3.0}
 
     @property
     def parcel_classes(self) -> int:
@@ -80,7 +83,8 @@ class MethodConfig:
         then.
         """
         known = {field.name for field in fields(cls)}
-        before = {name: value for name, value in cls.of_the_papers().items() if name not in values}
+        assumed = {**cls.of_the_papers(), **cls.BEFORE}
+        before = {name: value for name, value in assumed.items() if name not in values}
         return cls(**before, **{name: value for name, value in values.items() if name in known})
 
     @classmethod
@@ -92,7 +96,17 @@ class MethodConfig:
         """
         values = cls.read(words)
         base = cls.of_the_papers() if values.get("published") else derived or {}
-        return cls(**{**base, **values})
+        config = cls(**{**base, **values})
+        config.require_rates()
+        return config
+
+    def require_rates(self) -> None:
+        """Raises ValueError where nothing could be learnt, or nothing scaled."""
+        require_above_zero(self, "lr", "lr_batch")
+        if not self.clip_norm >= 0:
+            raise ValueError(
+                f"clip_norm must be a length above 0, or 0 for no clipping, got {self.clip_norm}"
+            )
 
     @classmethod
     def read(cls, words: Sequence[str]) -> dict:

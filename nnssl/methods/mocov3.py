@@ -34,6 +34,7 @@ from nnssl.modules.replay import number
 from nnssl.modules.running import Standardise
 from nnssl.modules.schedules import cosine
 from nnssl.modules.teacher import Teacher
+from nnssl.types import LAST
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -74,7 +75,7 @@ class MoCoV3(PairMethod):
     def __init__(self, encoder: Swin, config: MoCoV3Config) -> None:
         super().__init__()
         self.config = config
-        encoder = encoder.copied(maskable=False)  # nothing is hidden
+        encoder = encoder.copied(maskable=False, wanted=LAST)  # nothing is hidden
         if config.freeze_patches:
             encoder.patch_embed.proj.requires_grad_(False)
         self.student = Branch(encoder, config.head_hidden, config.head_out, layers=3)

@@ -68,7 +68,7 @@ class Rotation(Method):
     def __init__(self, encoder: Swin, config: RotationConfig) -> None:
         super().__init__()
         self.config = config
-        self.student = encoder.copied(maskable=False)  # nothing is hidden
+        self.student = encoder.copied(maskable=False, wanted=LAST)  # nothing is hidden
         dims = encoder.config.spatial_dims
         self.rotations = rotations(dims, config.classes or {2: 4, 3: 24}[dims])
         self.head = _classifier(encoder.channels[-1], len(self.rotations))

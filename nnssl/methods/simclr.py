@@ -29,6 +29,7 @@ from nnssl.methods.method import MethodConfig, PairMethod, Step
 from nnssl.modules.bounds import require_above_zero
 from nnssl.modules.contrast import Queue, nt_xent
 from nnssl.modules.heads import Branch
+from nnssl.types import LAST
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class SimCLR(PairMethod):
     def __init__(self, encoder: Swin, config: SimCLRConfig) -> None:
         super().__init__()
         self.config = config
-        encoder = encoder.copied(maskable=False)  # nothing is hidden
+        encoder = encoder.copied(maskable=False, wanted=LAST)  # nothing is hidden
         self.student = Branch(encoder, config.head_hidden, config.head_out, layers=2)
         self.queue = Queue(config.queue, config.head_out) if config.queue else None
 

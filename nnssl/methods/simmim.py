@@ -47,7 +47,12 @@ class SimMIMConfig(MaskedConfig, MethodConfig):
     mask_ratio: float = 0.6  # Xie 2022, table 2: 0.6 with blocks of 32 pixels
     drop_path: float = 0.0  # Xie 2022, for Swin
 
-    PUBLISHED: ClassVar[dict] = {"mask_block": BlockSides(32)}
+    PUBLISHED: ClassVar[dict] = {
+        "lr": 2e-4,
+        "lr_batch": 512,
+        "clip_norm": 5.0,
+        "mask_block": BlockSides(32),
+    }
 
 
 class SimMIM(Method):
@@ -67,6 +72,7 @@ class SimMIM(Method):
         self.config = config
         self.student = masked_encoder(encoder, config)
         self.decoder = voxel_decoder(encoder, config)
+        self.student.freeze_unread(self.decoder.maps)
 
     @property
     def encoder(self) -> Swin:

@@ -29,16 +29,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, cast
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from nnssl.encoder.swin import Swin
+from nnssl.encoder.swin import ALL, Swin
 from nnssl.host_memory import to_device
 from nnssl.methods.distillation import DistillationMethod, DistillationMethodConfig
 from nnssl.methods.method import Step, weighted_total
-from nnssl.modules.encoder_with_heads import STAGE_OF_STRIDE, EncoderWithHeads, freeze_unused_layers
+from nnssl.modules.encoder_with_heads import STAGE_OF_STRIDE, EncoderWithHeads
 from nnssl.modules.losses import Centre, cross_view, masked_l1, soft_cross_entropy
 from nnssl.modules.masked import MaskedConfig
 from nnssl.modules.selected import SelectedTokens, select_tokens
@@ -58,6 +58,8 @@ from nnssl.views.spatial import crop_size, cut, draw_offset, per_scan
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
+
+IMAGE_MAP = 3  # the number of the map whose mean stands for a whole view
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,12 @@ class SMITConfig(MaskedConfig, DistillationMethodConfig):
     # how many of the two views the teacher sees; 1: patches of that one, the whole of the other
     teacher_views: int = 2
 
-    PUBLISHED: ClassVar[dict] = {"patch_tokens": 0}
+    PUBLISHED: ClassVar[dict] = {
+        "lr_batch": 6,
+        "weight_decay": 0.01,
+        "patch_tokens": 0,
+        "export": "student",
+    }
 
     def __post_init__(self) -> None:
         DistillationMethodConfig.__post_init__(self)
@@ -126,13 +133,6 @@ class SMITConfig(MaskedConfig, DistillationMethodConfig):
         """The number of the map with these tokens."""
         return STAGE_OF_STRIDE[self.patch_stride]
 
-    @property
-    def last_map(self) -> int:
-        """The number of the last of the encoder's maps that is read."""
-        if self.w_mip > 0 or self.w_parcels > 0:
-            return 4
-        return max(3 * (self.w_itd > 0), self.patch_map * (self.w_mpd > 0))
-
 
 class SMIT(DistillationMethod):
     title = "self-distilled masked image transformer"
@@ -150,7 +150,9 @@ class SMIT(DistillationMethod):
         encoder = masked_encoder(encoder, config)
         patch = config.patch_map if config.w_mpd > 0 else None
         super().__init__(
-            EncoderWithHeads(encoder, config, pooled=(3,), image=config.w_itd > 0, patch=patch),
+            EncoderWithHeads(
+                encoder, config, pooled=(IMAGE_MAP,), image=config.w_itd > 0, patch=patch
+            ),
             config,
         )
         self.image_centre = Centre(config.prototypes, config.centre_momentum)
@@ -159,7 +161,7 @@ class SMIT(DistillationMethod):
         self.segmenter = None
         if config.w_parcels > 0:
             self.segmenter = ParcelDecoder(config.parcels_decoder, encoder, config.classes)
-        freeze_unused_layers(encoder, config.last_map)
+        encoder.freeze_unread(self._read_maps())
 
     @property
     def encoder(self) -> Swin:
@@ -274,7 +276,15 @@ class SMIT(DistillationMethod):
 
     def _decoded(self) -> tuple[int, ...]:
         """The maps from which voxels are predicted."""
-        return () if self.decoder is None else cast("tuple[int, ...]", self.decoder.maps)
+        return () if self.decoder is None else self.decoder.maps
+
+    def _read_maps(self) -> set[int]:
+        """The numbers of the student's maps from which a gradient comes."""
+        if self.segmenter is not None:
+            return set(ALL)
+        image = {IMAGE_MAP} if self.config.w_itd > 0 else set()
+        patch = {self.config.patch_map} if self.config.w_mpd > 0 else set()
+        return {*self._decoded(), *image, *patch}
 
     def _most(self, blocks: int, tokens: int) -> int:
         """How many of a view's patch tokens are selected at most."""

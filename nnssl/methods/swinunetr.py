@@ -61,7 +61,14 @@ class SwinUNETRConfig(MethodConfig):
     token0: bool = False
     window_jitter: float = 0.5  # chance of a narrower HU window; not in the paper
 
-    PUBLISHED: ClassVar[dict] = {"lr": 4e-4, "token0": True, "window_jitter": 0.0}
+    PUBLISHED: ClassVar[dict] = {
+        "lr": 4e-4,
+        "weight_decay": 0.1,
+        "clip_norm": 1.0,
+        "drop_path": 0.0,
+        "token0": True,
+        "window_jitter": 0.0,
+    }
 
     def __post_init__(self) -> None:
         self._check_weights()
@@ -129,7 +136,8 @@ class SwinUNETRPretext(Method):
     def __init__(self, encoder: Swin, config: SwinUNETRConfig) -> None:
         super().__init__()
         self.config = config
-        self.student = encoder.copied(maskable=False)  # what is cut out is cut out of the image
+        # what is cut out is cut out of the image
+        self.student = encoder.copied(maskable=False, wanted=LAST)
         dims, channels = encoder.config.spatial_dims, encoder.channels[-1]
         self.rotations = rotations(dims, 4)
         self.rotation_head = nn.Linear(channels, 4)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from nnssl.modules.bounds import require_above_zero
-from nnssl.modules.encoder_protocol import EncoderLike, EncoderT
+from nnssl.modules.encoder_protocol import EncoderT
 from nnssl.modules.heads import PrototypeHead, pooled
 from nnssl.modules.selected import SelectedTokens
 
@@ -112,13 +112,3 @@ class EncoderWithHeads(nn.Module, Generic[EncoderT]):
             patch = self.patch_head(selected.of(maps[self.patch]), selected.counts)
         whole = self.image_head(embedding) if self.image_head is not None else None
         return DistillationOutput(maps, embedding, whole, patch)
-
-
-def freeze_unused_layers(encoder: EncoderLike, last: int) -> None:
-    """Require no gradient where nothing reads the maps after number `last`: DDP waits for every
-    gradient that is required.
-    """
-    for stage in range(last, 4):
-        encoder.stages[stage].downsample.requires_grad_(False)
-        if stage < 3:
-            encoder.stages[stage + 1].blocks.requires_grad_(False)

@@ -105,7 +105,7 @@ def masked_encoder(encoder: Swin, config: MaskedConfig) -> Swin:
     return encoder
 
 
-def voxel_decoder(encoder: Swin, config: MaskedConfig) -> nn.Module:
+def voxel_decoder(encoder: Swin, config: MaskedConfig) -> MultiScaleDecoder | Reconstruction:
     """Maps [five], image [B 1 *size], hidden Bool [B 1 *size] -> predictions [B 1 *size], a list.
 
     Raises ValueError for an unknown decoder.

@@ -99,7 +99,7 @@ def _of_parcels(config: MethodConfig) -> list[Choice]:
     """The rate of a run that learns from parcels, where its method's own is lower."""
     if not config.parcel_classes or config.lr >= PARCELS_LR:
         return []
-    reason = "parcels are learnt like a segmentation, at the learning rate of -m parcels"
+    reason = "parcels are learnt like a segmentation, at a higher learning rate"
     return [Choice("lr", PARCELS_LR, reason), Choice("lr_most", PARCELS_LR, reason)]
 
 
@@ -233,7 +233,7 @@ def _of_cubes(method: type[Method], sizes: Sizes, given: dict) -> list[Choice]:
     if not hasattr(method.Config, "cubes"):  # CPC's
         return []
     shortest = min(sizes.crop)
-    fitting = max(shortest // LEAST_CUBE, 2, given.get("ahead", 1) + 1)
+    fitting = max(shortest // LEAST_CUBE, 2, (given.get("ahead") or 1) + 1)
     cubes = given.get("cubes", min(fitting, MOST_CUBES))
     ahead = Choice("ahead", min(2, cubes - 1), f"lines have {cubes} cubes")
     return [Choice("cubes", cubes, _reason_for_cubes(shortest // cubes)), ahead]

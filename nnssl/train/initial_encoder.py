@@ -7,11 +7,14 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from torch import Tensor
+
 from nnssl import checkpoint
 from nnssl.encoder.config import SwinConfig
 from nnssl.encoder.presets import preset
 from nnssl.encoder.swin import Swin
 
+TOKEN = "mask_token"
 OTHER_SIZE = "of no preset"  # in a header; converted weights may have any
 
 
@@ -21,8 +24,8 @@ def encoder(
     """The encoder, and the header's entries on its start.
 
     name:    the preset, where there is no checkpoint; with one, the encoder is of its size.
-    earlier: of nnssl_pretrain or nnssl_convert, or its address. What it lacks (a mask token) stays
-             random.
+    earlier: of nnssl_pretrain or nnssl_convert, or its address. Where it has no mask token for
+             patches, that stays random.
     Raises FileNotFoundError, or ValueError (CheckpointError, TransferError) where it does not fit.
     """
     if earlier is None:
@@ -40,8 +43,15 @@ def _loaded(loaded: checkpoint.Checkpoint, config: SwinConfig, checkpointing: bo
     plain = Swin(config)
     checkpoint.transfer(loaded, plain)
     maskable = Swin(config, maskable=True, checkpointing=checkpointing)
-    maskable.load_state_dict(plain.state_dict(), strict=False)
+    token = _mask_token(loaded, maskable)
+    maskable.load_state_dict({**plain.state_dict(), **token}, strict=False)
     return maskable
+
+
+def _mask_token(loaded: checkpoint.Checkpoint, encoder: Swin) -> dict[str, Tensor]:
+    """The earlier pretraining's, where it stands for a patch as it does here."""
+    own, given = encoder.state_dict()[TOKEN], loaded.part(checkpoint.PREFIX).get(TOKEN)
+    return {TOKEN: given} if given is not None and given.shape == own.shape else {}
 
 
 def _require_fitting(config: SwinConfig, dims: int, earlier: Path | str) -> None:

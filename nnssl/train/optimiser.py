@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from nnssl.methods.method import MethodConfig
+from nnssl.modules.late import forget_waiting
 from nnssl.modules.replay import number
 from nnssl.train.learning_rate import parameter_groups
 
@@ -44,7 +45,8 @@ def clip_and_step(
     most: float,
     rate: Callable[[], float],
 ) -> tuple[Tensor, Tensor]:
-    """Shorten the gradient to the length `most` and move the weights at the rate `rate()`.
+    """Shorten the gradient to the length `most` (0: not at all) and move the weights at the rate
+    `rate()`.
 
     Returns the gradient's length before, and whether it was finite; if not, no weight moves. Both
     are on the device.
@@ -61,6 +63,7 @@ def clip_and_step(
         optimizer.found_inf = (~finite).float()  # pyright: ignore[reportAttributeAccessIssue]
     if fused or finite:
         optimizer.step()
+        forget_waiting(optimizer)
     for group in optimizer.param_groups:
         group["lr"] = rate_here
     return norm, finite
@@ -86,5 +89,7 @@ def clip(parameters: Iterable[Tensor], most: float) -> Tensor:
 
 
 def _excess(norm: Tensor, most: float) -> Tensor:
-    """By what a gradient of length `norm` must be divided to be no longer than `most`."""
-    return (norm / most).clamp(min=1.0)
+    """By what a gradient of length `norm` must be divided to be no longer than `most`; 0: any
+    length.
+    """
+    return (norm / most).clamp(min=1.0) if most else torch.ones_like(norm)

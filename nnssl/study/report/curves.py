@@ -24,7 +24,8 @@ def smooth(values: Sequence[float]) -> np.ndarray:
     Nothing lags, as nnU-Net's moving average does by some ten epochs. Windows end with the curve.
     """
     window = 2 * (len(values) // 100) + 1
-    return pd.Series(values, dtype=float).rolling(window, 1, center=True).mean().to_numpy()
+    means = pd.Series(values, dtype=float).rolling(window, min_periods=1, center=True).mean()
+    return np.asarray(means)
 
 
 @dataclass(frozen=True)
