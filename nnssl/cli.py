@@ -62,9 +62,15 @@ def pretrain() -> int:
     if ended := distributed.launch(args.num_gpus, arguments):
         return {"done": 0, "failed": EXIT_ERROR, "stopped": EXIT_INTERRUPTED}[ended]
     try:
-        return _report_errors(lambda: run(options.build_dataclass(Options, args)))
+        status = _report_errors(lambda: run(options.build_dataclass(Options, args)))
+    except BaseException:
+        distributed.end_at_once(EXIT_ERROR)
+        raise
     finally:
         atexit.register(_end_undisturbed)  # what is registered last comes first
+    if status:
+        distributed.end_at_once(status)
+    return status
 
 
 def _require_method_and_scans(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
 import torch
@@ -10,9 +12,22 @@ import torch.distributed as td
 
 from nnssl.types import GradContext
 
+_alone = False
+
 
 def is_initialized() -> bool:
-    return td.is_available() and td.is_initialized()
+    return not _alone and td.is_available() and td.is_initialized()
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Inside, this process behaves as the only one: it does what the others may leave out."""
+    global _alone
+    before, _alone = _alone, True
+    try:
+        yield
+    finally:
+        _alone = before
 
 
 def rank() -> int:

@@ -240,6 +240,41 @@ def test_a_signal_while_python_ends_does_not_change_the_status():
     assert (done.returncode, done.stdout) == (0, "finished\nended\n"), done.stderr
 
 
+FAILING = """
+import atexit, sys
+from nnssl import cli, dist
+from nnssl.signals import Interrupted
+from nnssl.train import pretrain
+atexit.register(print, "ended", flush=True)
+def fails(_):
+    raise {error}
+dist.td.is_initialized, pretrain.pretrain = lambda: True, fails
+sys.argv = ["nnssl_pretrain", "-m", "smit", "-i", "x"]
+sys.exit(cli.pretrain())
+"""
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "said"),
+    [
+        ("OSError('no space left')", 1, "error: no space left"),
+        ("KeyError('spacing')", 1, "KeyError: 'spacing'"),
+        ("Interrupted('stopped at step 3')", 75, "stopped at step 3"),
+    ],
+)
+def test_one_of_several_processes_ends_at_once_with_its_error(error, status, said):
+    """Python's end, and NCCL's, would wait for the others, which wait for this one."""
+    done = subprocess.run(
+        [sys.executable, "-c", FAILING.format(error=error)],
+        capture_output=True,
+        text=True,
+        cwd=REPOSITORY,
+    )
+    assert done.returncode == status, done.stderr
+    assert said in done.stderr
+    assert "ended" not in done.stdout
+
+
 def test_any_name_can_be_printed_on_any_terminal(monkeypatch):
     terminal = io.TextIOWrapper(io.BytesIO(), "ascii")
     monkeypatch.setattr(sys, "stdout", terminal)

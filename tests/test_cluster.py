@@ -77,8 +77,8 @@ def test_what_torchrun_and_our_command_are_given_is_what_they_take(slurm):
     from torch.distributed.run import parse_args
 
     assert run(slurm, "-m", "smit", "-i", "/data/ct_scans").wait(60) == 0
-    program, *arguments = recorded(slurm, "srun.txt")
-    assert program == "torchrun"
+    kill, program, *arguments = recorded(slurm, "srun.txt")
+    assert (kill, program) == ("--kill-on-bad-exit=1", "torchrun")
     parsed = parse_args(arguments)
     assert (parsed.nnodes, parsed.nproc_per_node) == ("2", "4")
     assert (parsed.rdzv_backend, parsed.rdzv_endpoint) == ("c10d", "node7:21007")

@@ -364,6 +364,21 @@ def test_a_run_goes_on_with_its_scans_and_may_become_longer(
         trains(resume=True, steps=3, seed=1)
 
 
+def test_a_run_continues_in_as_many_parts_as_before_or_as_are_typed(trains, nnunet_env):
+    """With fewer GPUs, more parts are the way to fit the same batch into memory."""
+
+    def parts() -> int:
+        content = checkpoint.read(run_folder(nnunet_env) / LATEST)
+        return content["header"]["run"]["accumulate"]
+
+    trains(batch_size=2, accumulate=2)
+    assert parts() == 2
+    trains(resume=True, steps=3)
+    assert parts() == 2
+    assert "accumulate: was 2, now 1" in trains(resume=True, steps=4, accumulate=1)
+    assert parts() == 1
+
+
 def test_a_checkpoint_that_knows_only_their_number_goes_on_with_those_stored_first(
     trains, nnunet_env, tmp_path
 ):

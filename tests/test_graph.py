@@ -73,6 +73,25 @@ def test_a_step_that_cannot_be_captured_is_made_as_it_comes(tmp_path, monkeypatc
     assert "not permitted when stream is capturing" in said[0]
 
 
+def test_where_nothing_runs_after_a_failed_capture_the_command_is_named(
+    tmp_path, monkeypatch
+) -> None:
+    monkeypatch.setattr(graph, "WARM_UP", 1)
+    run = small_run(tmp_path, "simmim", {})
+
+    def fails(_):
+        def broken():
+            raise RuntimeError("Offset increment outside graph capture encountered unexpectedly.")
+
+        monkeypatch.setattr(run, "update", broken)
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    steps = StepGraph(run, lambda _: None, fails)
+    steps.step([batch(run, 0)])
+    with pytest.raises(RuntimeError, match="the same command with --c, without --graph"):
+        steps.step([batch(run, 1)])
+
+
 def test_a_step_of_other_shapes_is_made_as_it_comes(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(graph, "WARM_UP", 1)
     run = small_run(tmp_path, "simmim", {})

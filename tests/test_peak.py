@@ -9,6 +9,7 @@ import micro
 import pytest
 import torch
 
+from nnssl import dist
 from nnssl.train import peak
 from nnssl.train.log import LOG, Log
 from nnssl.train.loop import train
@@ -32,6 +33,19 @@ def test_a_share_is_operations_over_the_peak(monkeypatch, name):
     for key, value in method.state_dict().items():
         same = torch.equal(value, before[key]) if torch.is_tensor(value) else value == before[key]
         assert same, key
+
+
+def test_no_other_process_is_waited_for(monkeypatch):
+    """It may know no peak of its device, or have no memory left."""
+    together = []
+    monkeypatch.setattr(peak, "peak_of", lambda _: 2.0)
+    monkeypatch.setattr(peak, "operations", lambda _: together.append(dist.is_initialized()) or 1.0)
+    monkeypatch.setattr(dist.td, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist.td, "get_world_size", lambda: 4)
+    method = micro.method("simmim")
+    assert peak.fraction_of_peak_per_scan(method, micro.CROP, micro.CPU) == 1 / 8e12
+    assert together == [False]
+    assert dist.is_initialized()
 
 
 def test_where_no_peak_is_known_or_memory_ends_nothing_is_said(monkeypatch):

@@ -155,6 +155,14 @@ def failed_preparation() -> str:
     return "no error"
 
 
+def disagreement(value: object) -> str:
+    try:
+        distributed.require_same(value, micro.CPU, "they differ")
+    except ValueError as error:
+        return str(error)
+    return "all the same"
+
+
 def shared_preparation(folder: Path) -> dict:
     """Both prepare one folder, as two machines with a shared disk; the second has little memory."""
     done: list[str] = []
@@ -180,6 +188,10 @@ def as_rank(rank: int, folder: Path) -> None:
     found = {
         "alone": distributed.rank_zero_first(lambda: order.append(rank) or f"made by {rank}"),
         "failed": failed_preparation(),
+        "done": distributed.rank_zero_first(lambda: order.append("again") or rank, lambda: 7),
+        "same": disagreement(("a", [1, 2])),
+        "different": disagreement(["a", rank]),
+        "order": order,
         "least": dist.all_reduce_min(10 - rank, micro.CPU),
         "gathered": dist.all_gather(torch.full((2, 3), float(rank))),
         "mean": float(dist.all_reduce_mean(torch.tensor(float(rank)))),
@@ -299,6 +311,18 @@ def test_the_first_process_works_first_and_its_error_ends_all(found):
     assert (first["alone"], second["alone"]) == ("made by 0", "made by 1")
     assert first["failed"] == "ValueError: no scans"
     assert second["failed"] == "RuntimeError: rank 0 failed: ValueError: no scans"
+
+
+def test_what_is_done_is_not_done_again(found):
+    _, (first, second) = found
+    assert (first["done"], first["order"]) == (0, [0, "again"])
+    assert (second["done"], second["order"]) == (7, [1])
+
+
+def test_all_processes_learn_that_they_differ(found):
+    for result in found[1]:
+        assert result["same"] == "all the same"
+        assert result["different"] == "they differ"
 
 
 def test_a_collection_is_prepared_once_and_held_alike(found):

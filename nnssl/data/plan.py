@@ -17,6 +17,7 @@ from nnssl.hu import HUPolicy
 from nnssl.types import Shape, Spacing
 
 FORMAT_VERSION = 1
+PLAN = "plan.json"  # its file, in the folder of a collection
 SANE_SPACING = (0.5, 5.0)  # mm: finer is more noise than anatomy, coarser loses the organs
 CROPS = (96, 64, 48, 32)  # voxels per axis: SMIT's own size, then what smaller scans can hold
 MOST = 0.7  # of the median scan along an axis, for a crop

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from nnssl.data import orientation, patterns
 from nnssl.data.moved import moved_cases
-from nnssl.data.plan import Plan, case_of, make_plan
+from nnssl.data.plan import PLAN, Plan, case_of, make_plan
 from nnssl.data.plan_comparison import Overrides, PlanComparison, other_kind, other_values
 from nnssl.data.preprocess import forget_damaged, preprocess
 from nnssl.data.scans import Found, find_scans
@@ -107,7 +107,7 @@ class _Request:
 
     @property
     def plan_file(self) -> Path:
-        return self.folder / "plan.json"
+        return self.folder / PLAN
 
     @property
     def searched(self) -> tuple[Path | str, ...]:
@@ -299,7 +299,7 @@ def _check_options(old: Plan, request: _Request, pattern: tuple[str, ...]) -> No
 
 
 def _existing_plan(folder: Path) -> Plan:
-    path = folder / "plan.json"
+    path = folder / PLAN
     if not path.exists():
         raise ValueError(
             f"{path} does not exist; give the location of the raw scans with -i FOLDER or -d ID"

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from nnssl.data.plan import Plan
+from nnssl.data.plan import PLAN, Plan
 from nnssl.data.scans import ALL_SERIES, NOT_READ, Found, not_read
 from nnssl.data.source_states import are_noted
 from nnssl.data.survey import SURVEY_VERSION, is_reported
@@ -94,7 +94,7 @@ class Unchanged:
     def _plan_state(self) -> list[int] | None:
         """Changes when plan.json does; None where there is none."""
         try:
-            return size_and_time(self.folder / "plan.json")
+            return size_and_time(self.folder / PLAN)
         except OSError:
             return None
 

@@ -23,14 +23,21 @@ _warned: set[tuple[torch.device, str]] = set()
 
 
 def warn_once(device: torch.device, operations: str, reason: str) -> None:
-    """By rank zero, of the first fault of a kind of `operations` on a device."""
-    if (device, operations) in _warned or not dist.is_main():
+    """Of the first fault of a kind of `operations` on a device; by every process, since one that is
+    slower sets the pace of all.
+    """
+    if (device, operations) in _warned:
         return
     _warned.add((device, operations))
     warnings.warn(
-        f"{operations} on {device} runs without the Triton kernel, which is slower: {reason}",
+        f"{operations} on {device}{_rank()} runs without the Triton kernel, which is slower: "
+        f"{reason}",
         stacklevel=3,
     )
+
+
+def _rank() -> str:
+    return f" of rank {dist.rank()}" if dist.is_initialized() else ""
 
 
 def fault(

@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 
 from nnssl import files
-from nnssl.data.plan import Case, Plan, case_id
+from nnssl.data.plan import PLAN, Case, Plan, case_id
 from nnssl.data.survey_lines import body_histograms
 from nnssl.data.survey_report import ScanReport
 from nnssl.report import left_out
 from nnssl.report.charts import STEP
 
-REPORT, PLAN = "report.json", "plan.json"
+REPORT = "report.json"
 
 
 def _failure_reason(case: Case, path: Path) -> str:

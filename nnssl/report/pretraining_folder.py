@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 from nnssl import checkpoint, files
+from nnssl.data.plan import PLAN
 from nnssl.report import collection, cost
 from nnssl.report.collection import Collection
 from nnssl.train.log import LOG, duration
@@ -94,4 +95,4 @@ def _preprocessed(name: str | None) -> Path | None:
 
 
 def _holds_collection(folder: Path) -> bool:
-    return all((folder / name).is_file() for name in (collection.REPORT, collection.PLAN))
+    return all((folder / name).is_file() for name in (collection.REPORT, PLAN))

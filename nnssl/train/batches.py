@@ -110,7 +110,15 @@ def loader(crops: Samples, batches: MicroBatches, workers: int, pin_memory: bool
         collate_fn=collate,
         prefetch_factor=4 if workers else None,
         worker_init_fn=_quiet_worker,
+        multiprocessing_context=_start_method(workers),
     )
+
+
+def _start_method(workers: int) -> str | None:
+    """By fork where there is one, as Python did before 3.14: a fork server ends with a signal to
+    all processes of a job, and what the readers hold would be copied to /dev/shm.
+    """
+    return "fork" if workers and sys.platform == "linux" else None
 
 
 @contextmanager
@@ -124,7 +132,7 @@ def reading(
     """
     if workers:
         sockets.room_for_sockets()
-    stream = iter(loader(crops, batches, workers, pin_memory))
+    stream = _started(loader(crops, batches, workers, pin_memory))
     readers = list(getattr(stream, "_workers", ()))
     at_exit = partial(_end_all, readers)
     atexit.register(at_exit)  # comes before multiprocessing's, which waits for its children
@@ -139,6 +147,13 @@ def reading(
         if readers:
             _end_readers(stream, readers)
         atexit.unregister(at_exit)
+
+
+def _started(crops: DataLoader) -> Iterator[dict]:
+    try:
+        return iter(crops)
+    except (RuntimeError, OSError, EOFError) as error:  # no memory, or no room in /dev/shm
+        raise ReaderError(_what_happened(error, [])) from error
 
 
 def _what_happened(error: Exception, codes: list[int]) -> str:

@@ -23,6 +23,7 @@ from nnssl.train import (
     boards,
     cache,
     configure,
+    distributed,
     graph,
     initial_encoder,
     parcels_choice,
@@ -36,6 +37,11 @@ from nnssl.train.probe import Probe
 from nnssl.train.run import LATEST, Run, RunConfig
 from nnssl.types import PrintFn, Shape, Spacing
 from nnssl.views.intensity import Ranges
+
+OTHER_SCANS = (
+    "the machines have different preprocessed scans: put nnUNet_preprocessed on a disk that all "
+    "of them see, or prepare each with the same scans (--only-prepare)"
+)
 
 
 def build_run(
@@ -53,11 +59,12 @@ def build_run(
     earlier: the run that continues, or an empty one.
     decided: settings that were already chosen, from the scans themselves.
     """
-    _require_graph(options, device)
     builder = _Builder(options, plan, data, device, earlier, decided)
+    builder.require_graph()
+    distributed.require_same((plan.fingerprint, builder.crops.cases), device, OTHER_SCANS)
     configure.check_scans(builder.kind, len(builder.crops), print_fn)
     sized = builder.sized(print_fn)
-    configure.warn_small(sized.method, sized.batch_size // options.accumulate, print_fn)
+    configure.warn_small(sized.method, sized.batch_size // builder.accumulate, print_fn)
     cache.hold(builder.crops, plan, options.cache, device, print_fn)
     run = builder.run(sized)
     if options.resume:
@@ -104,6 +111,14 @@ class _Builder:
     def bf16(self) -> bool:
         return not self.options.fp32 and half_precision(self.device) == torch.bfloat16
 
+    @property
+    def accumulate(self) -> int:
+        return self.options.accumulate or self.earlier.run.get("accumulate", 1)
+
+    def require_graph(self) -> None:
+        if self.options.graph and (reason := graph.why_not(self.device, self.accumulate)):
+            raise ValueError(f"--graph cannot be used: {reason}. Leave --graph out")
+
     @cached_property
     def crop(self) -> Shape:
         """Voxels: as typed, as the run that continues has it, or fitted to the plan's."""
@@ -141,7 +156,7 @@ class _Builder:
             return self._method(given)
         trial = self._method(configure.TRIAL_BATCH).method
         fits, reason = configure.batch_size(trial, self.crop, self.device, self.bf16)
-        batch_size = fits * dist.world_size() * self.options.accumulate
+        batch_size = fits * dist.world_size() * self.accumulate
         print_fn(f"batch size: {batch_size} ({reason}; --batch-size N chooses another)")
         return self._method(batch_size)
 
@@ -177,6 +192,7 @@ class _Builder:
             self.options,
             steps=self.steps(batch_size),
             batch_size=batch_size,
+            accumulate=self.accumulate,
             workers=self._workers(),
             bf16=self.bf16,
             wandb=self.options.wandb or boards.wandb_enabled(),
@@ -236,11 +252,6 @@ def steps_of(options: Options, before: dict, cases: int, batch_size: int) -> int
     if options.epochs is not None:
         return math.ceil(options.epochs * cases / batch_size)
     return before.get("steps", DEFAULT_STEPS)
-
-
-def _require_graph(options: Options, device: torch.device) -> None:
-    if options.graph and (reason := graph.why_not(device, options.accumulate)):
-        raise ValueError(f"--graph cannot be used: {reason}. Leave --graph out")
 
 
 def _resume(run: Run, print_fn: PrintFn) -> None:

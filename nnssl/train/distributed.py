@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import signal
+import sys
+import traceback
 from collections.abc import Callable
 from datetime import timedelta
 from typing import TypeVar, cast
@@ -104,9 +107,11 @@ def destroy_process_group() -> None:
 Result = TypeVar("Result")
 
 
-def rank_zero_first(work: Callable[[], Result]) -> Result:
-    """Rank 0 does `work` first, then the others do it and find it done. Returns what `work`
-    returns.
+def rank_zero_first(
+    work: Callable[[], Result], done: Callable[[], Result | None] = lambda: None
+) -> Result:
+    """Rank 0 does `work` first. The others take what is `done` then, or do it too where that is
+    None. Returns what `work` returns.
 
     An error of rank 0 ends the others as well, at once, instead of leaving them waiting.
     """
@@ -127,4 +132,27 @@ def rank_zero_first(work: Callable[[], Result]) -> Result:
     td.broadcast_object_list(outcome, src=0, group=patient)
     if outcome[0] is not None:
         raise signals.Interrupted if outcome[1] else RuntimeError(f"rank 0 failed: {outcome[0]}")
-    return work()
+    result = done()
+    return work() if result is None else result
+
+
+def require_same(value: object, device: torch.device, message: str) -> None:
+    """Raise ValueError in all processes where they do not have the same `value` (by its text)."""
+    number = int.from_bytes(hashlib.sha256(str(value).encode()).digest()[:6], "big")
+    if dist.all_reduce_min(number, device) != -dist.all_reduce_min(-number, device):
+        raise ValueError(message)
+
+
+def end_at_once(status: int) -> None:
+    """Of several processes, end this one now, with the traceback of an error that is in hand: the
+    launcher then ends the others.
+
+    Leaving the group in order would wait for them, and they wait for this one: NCCL's shutdown
+    does, and so does Python's end, until a timeout of minutes.
+    """
+    if dist.is_initialized():
+        if sys.exc_info()[0] is not None:
+            traceback.print_exc()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)

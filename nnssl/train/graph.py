@@ -76,15 +76,33 @@ class StepGraph:
 
     def step(self, micro_batches: list[dict]) -> StepResult:
         run = self.run
-        if self.failed or self.done < WARM_UP:
+        if self.failed:
+            return self._after_failure(micro_batches)
+        if self.done < WARM_UP:
             return self._as_it_comes(micro_batches)
         (batch,) = micro_batches
         views = run.prepare_views(batch)
         if self._replay is None:
             self._try_capture(views)
-        if self.failed or self._replay is None or not self._fits(views):
+        if self.failed:
+            return self._after_failure(micro_batches)
+        if self._replay is None or not self._fits(views):
             return run.advance(micro_batches)
         return self._replayed(views, self._replay)
+
+    def _after_failure(self, micro_batches: list[dict]) -> StepResult:
+        """Some versions of PyTorch do not leave a failed capture in order: its allocator or its
+        random generator still captures.
+        """
+        try:
+            return self.run.advance(micro_batches)
+        except RuntimeError as error:
+            if "captur" not in str(error):
+                raise
+            raise RuntimeError(
+                "this version of PyTorch cannot continue in the process in which a capture has "
+                "failed; type the same command with --c, without --graph"
+            ) from error
 
     def _replayed(self, views: dict[str, Tensor], replay: Callable[[], None]) -> StepResult:
         run = self.run

@@ -33,9 +33,9 @@ def restore(
     optimizer: torch.optim.Optimizer, state: dict, device: torch.device, captured: bool
 ) -> None:
     """Load `state`, with the options that this device needs, whatever wrote it."""
-    optimizer.load_state_dict(state)
-    for group in optimizer.param_groups:
+    for group in state["param_groups"]:  # by these the numbers of steps are put on the device
         group["fused"], group["capturable"] = device.type in FUSED, captured
+    optimizer.load_state_dict(state)
 
 
 def clip_and_step(

@@ -50,7 +50,8 @@ def fraction_of_peak_per_scan(method: Method, crop: Shape, device: torch.device)
         method(trial(method, crop, device)).losses["total"].backward()
 
     try:
-        counted = operations(step)
+        with dist.alone():  # another process may know no peak, or have no memory for it
+            counted = operations(step)
     except RuntimeError:  # of a figure in the log no run may die, not for memory either
         counted = 0.0
     method.zero_grad(set_to_none=True)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nnssl.data.labelled import Labelled, find_labelled, prepare_labelled
-from nnssl.data.plan import Plan
+from nnssl.data.plan import PLAN, Plan
 from nnssl.data.prepare import prepare
 from nnssl.data.raw_datasets import chosen_channels
 from nnssl.train.places import raw_dataset
@@ -43,6 +43,12 @@ def prepare_scans(options: Options, name: str, folder: Path, print_fn: PrintFn) 
     if labelled is not None:
         _prepare_probe(labelled, folder, plan, options.num_processes, print_fn)
     return plan
+
+
+def stored_plan(folder: Path) -> Plan | None:
+    """The plan that another process has just completed; None on a machine with its own disk."""
+    path = folder / PLAN
+    return Plan.load(path) if path.exists() else None
 
 
 def _prepare_probe(

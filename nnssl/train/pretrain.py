@@ -14,10 +14,15 @@ from nnssl.train import before, boards, cache, distributed, parcels_choice
 from nnssl.train.build import build_run, method_class
 from nnssl.train.loop import train
 from nnssl.train.places import data_folder, dimensions, results_folder
-from nnssl.train.prepared_scans import prepare_scans
+from nnssl.train.prepared_scans import prepare_scans, stored_plan
 from nnssl.train.pretrain_options import Options
-from nnssl.train.run import FINAL
+from nnssl.train.run import FINAL, LATEST
 from nnssl.types import PrintFn
+
+SOME_SEE = (
+    "is there for some of the processes only: nnUNet_results, or the folder of -o, must be on a "
+    "disk that all machines see"
+)
 
 
 def pretrain(options: Options, print_fn: PrintFn = print) -> Path | None:
@@ -31,10 +36,10 @@ def pretrain(options: Options, print_fn: PrintFn = print) -> Path | None:
         device = distributed.choose_device(options.device)
         keep_freed_memory()
         distributed.init_process_group(device)
-        try:
-            return _pretrain(options, device, print_fn if dist.is_main() else _silent, held)
-        finally:
-            distributed.destroy_process_group()
+        final = _pretrain(options, device, print_fn if dist.is_main() else _silent, held)
+        # not after an error of this process alone: the others would be waited for
+        distributed.destroy_process_group()
+        return final
 
 
 def _pretrain(
@@ -42,11 +47,15 @@ def _pretrain(
 ) -> Path | None:
     _refuse_bad_options(options, device)
     name, folder = data_folder(options)
-    plan = distributed.rank_zero_first(lambda: prepare_scans(options, name, folder, print_fn))
+    plan = distributed.rank_zero_first(
+        lambda: prepare_scans(options, name, folder, print_fn), lambda: stored_plan(folder)
+    )
     if options.only_prepare:
         return None
     results = results_folder(options, plan)
     distributed.rank_zero_first(lambda: _lock(results, held))
+    there = (results / LATEST).exists()
+    distributed.require_same(there, device, f"{results / LATEST} {SOME_SEE}")
     earlier = before.of(results, options.resume, folder, plan, print_fn)
     chosen = distributed.rank_zero_first(
         lambda: parcels_choice.choose(options, plan, folder, earlier, print_fn)

@@ -115,9 +115,10 @@ class Options:
     batch_size: int | None = option(
         None, "scans per step, over all processes; default: as many as fit", check=at_least(1)
     )
-    accumulate: int = option(
-        1,
-        ("number of parts (micro-batches) in which a step's batch is computed"),
+    accumulate: int | None = option(
+        None,
+        "number of parts (micro-batches) in which a step's batch is computed; default: 1, or with "
+        "--c as before",
         metavar="N",
         check=at_least(1),
     )

@@ -14,7 +14,7 @@ class RunConfig:
 
     steps: int
     batch_size: int
-    accumulate: int = Options.accumulate
+    accumulate: int = 1
     seed: int = Options.seed
     log_every: int = Options.log_every
     save_every: int = Options.save_every
@@ -29,7 +29,7 @@ class RunConfig:
     FREE = ("log_every", "save_every", "workers", "tensorboard", "wandb", "graph")
     # These do, but a run that could not continue for them would be lost: it continues and reports
     # them.
-    REPORTED = ("steps", "bf16", "compile")
+    REPORTED = ("steps", "accumulate", "bf16", "compile")
 
     def __post_init__(self) -> None:
         require(self, Options)
