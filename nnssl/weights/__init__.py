@@ -51,7 +51,7 @@ RELEASED = {
             "parcels, preset tiny (2.2 M parameters), light decoder, 196 CT of head and neck at "
             "2.5 x 3.9 x 3.9 mm",
             "CT of head and neck at about 2.5 to 4 mm, with about two labelled cases",
-            "other regions, finer spacings, long trainings; MRI and PET are not CT",
+            "other regions, finer spacings, long trainings, PET; on MRI they did not help",
         ),
         Released(
             "smit_tiny",
@@ -59,7 +59,7 @@ RELEASED = {
             "SMIT with parcels, preset tiny (2.2 M parameters), light decoder, 196 CT of head and "
             "neck at 2.5 x 3.9 x 3.9 mm",
             "CT of head and neck at about 2.5 to 4 mm, few labels, short trainings",
-            "other regions, finer spacings, long trainings; MRI and PET are not CT",
+            "other regions, finer spacings, long trainings, PET; on MRI they did not help",
         ),
         Released(
             "natural_tiny",
@@ -100,7 +100,8 @@ def about(sha256: str, is_ct: bool = True) -> list[str]:
     if one.of_ct and not is_ct:
         lines.append(
             f"  WARNING: no channel of this dataset is CT, and {one.name} was pretrained on CT "
-            "only. Name other weights: nnssl_plan -d DATASET -c CHECKPOINT, or export "
-            "nnssl_checkpoint=CHECKPOINT"
+            "only. On MRI such weights were no better than a random start, or behind it "
+            "(documentation/mri.md). Train -tr SwinScratchTrainer, or name other weights: "
+            "nnssl_plan -d DATASET -c CHECKPOINT, or export nnssl_checkpoint=CHECKPOINT"
         )
     return lines
