@@ -71,7 +71,19 @@ def attention_errors(
             got = _all(launch.attention, qkv, bias, mask, gradient)
             wanted = _all(reference.attention, exact, exact_bias, mask, gradient.double())
             keep_largest(errors, ("output", "gradient", "bias gradient"), got, wanted)
+            sums = _offset_gradient(qkv, bias, mask, gradient)
+            exact_sums = wanted[1].sum((0, 1)).flatten(1)
+            keep_largest(errors, ("offset gradient",), [sums], [exact_sums])
     return errors
+
+
+def _offset_gradient(qkv: Tensor, bias: Tensor, mask: Mask | None, gradient: Tensor) -> Tensor:
+    """[3 heads*d]: by the variant of the kernel that sums; compiled here, not in the first step."""
+    from nnssl.encoder.attention import launch
+
+    parts = qkv.new_zeros(4, 3, gradient.shape[-1], dtype=torch.float32, requires_grad=True)
+    out = launch.attention(qkv, bias, mask, parts)
+    return torch.autograd.grad(out, (qkv, bias, parts), gradient)[2].sum(0)
 
 
 def _mask(n: int, device: torch.device, generator: torch.Generator) -> Mask:
