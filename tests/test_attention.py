@@ -221,7 +221,8 @@ def test_an_old_gpu_is_not_tried(monkeypatch) -> None:
 @needs_triton
 def test_the_comparison_leaves_the_runs_chance_alone(monkeypatch) -> None:
     state = torch.get_rng_state()
-    monkeypatch.setattr(choice, "_all", lambda function, *inputs: [torch.ones(1)] * 3)
+    monkeypatch.setattr(choice, "_all", lambda function, *_: [torch.ones(6, 4, 3, 1, 4)] * 3)
+    monkeypatch.setattr(choice, "_offset_gradient", lambda *_: torch.ones(3, 4))
     choice.attention_errors(torch.device("cpu"), torch.float32, 4, 1, 4)
     assert torch.equal(torch.get_rng_state(), state)
 
