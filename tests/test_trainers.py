@@ -17,11 +17,12 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from synthetic_checkpoints import pretrained
 from synthetic_trainers import batch, synthetic_plans, synthetic_trainer, train_epoch
 
-from nnssl import checkpoint, finetune
+from nnssl import checkpoint, files, finetune
 from nnssl.doctor.discovery import TRAINERS
 from nnssl.finetune import checkpoint_choice
+from nnssl.finetune.plans_data import ChangedPlansError
 from nnssl.network.decoders import DECODERS
-from nnssl.recipe import Recipe
+from nnssl.recipe import RECIPE, Recipe
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 WORLD = 2
@@ -172,6 +173,42 @@ def test_what_is_validated_and_saved_is_the_average_and_what_goes_on_are_the_raw
     assert not changed(weights(trainer), weights(resumed))
     trainer.average.use(), resumed.average.use()
     assert not changed(weights(trainer), weights(resumed))
+
+
+@pytest.mark.parametrize("changed", ["spacing", "intensities"])
+def test_a_model_is_neither_continued_nor_validated_by_plans_of_other_data(
+    ready, changed, tmp_path
+):
+    """The network keeps its intensity map, which is that of its own data."""
+    ready("SwinSSLTrainer").save_checkpoint(str(tmp_path / "saved.pth"))
+    plans = synthetic_plans()
+    plans["configurations"]["3d_fullres"]["batch_size"] = 3  # nothing of the data
+    synthetic_trainer("SwinSSLTrainer", plans).load_checkpoint(str(tmp_path / "saved.pth"))
+    if changed == "spacing":
+        plans["configurations"]["3d_fullres"]["spacing"] = [3.0, 2.0, 2.0]
+    else:
+        plans["foreground_intensity_properties_per_channel"]["0"]["mean"] = 0.4
+    again = synthetic_trainer("SwinSSLTrainer", plans)
+    with pytest.raises(ChangedPlansError, match=f"other data.*: {changed} changed.*another name"):
+        again.load_checkpoint(str(tmp_path / "saved.pth"))
+
+
+def test_no_validation_on_data_that_nnunet_has_planned_again(ready, monkeypatch):
+    validated = []
+    monkeypatch.setattr(
+        nnUNetTrainer, "perform_actual_validation", lambda *_: validated.append(True)
+    )
+    trainer = ready("SwinSSLTrainer")
+    theirs = synthetic_plans()
+    del theirs[RECIPE]
+    path = Path(trainer.preprocessed_dataset_folder_base, "nnUNetPlans.json")
+    files.write_json(path, theirs)
+    trainer.perform_actual_validation()
+    theirs["foreground_intensity_properties_per_channel"]["0"]["mean"] = 0.4
+    files.write_json(path, theirs)
+    with pytest.raises(ChangedPlansError, match="have been planned again since: intensities"):
+        trainer.perform_actual_validation()
+    assert validated == [True]
 
 
 def test_a_training_that_goes_on_without_an_average_has_none(ready, tmp_path):

@@ -40,12 +40,20 @@ class DefaultNetworkTrainer(nnUNetTrainer):
 
     def on_train_start(self) -> None:
         """Raises ChangedPlansError before anything is trained on data of other plans."""
+        self._require_same_data()
+        super().on_train_start()
+
+    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
+        """Raises ChangedPlansError before anything is validated on data of other plans."""
+        self._require_same_data()
+        super().perform_actual_validation(save_probabilities)
+
+    def _require_same_data(self) -> None:
         finetune.require_same_data(
             Path(self.preprocessed_dataset_folder_base),
             self.plans_manager.plans,
             self.configuration_name,
         )
-        super().on_train_start()
 
     def configure_rotation_dummyDA_mirroring_and_inital_patch_size(  # noqa: N802 nnU-Net's name
         self,

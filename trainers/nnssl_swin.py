@@ -123,6 +123,7 @@ class SwinTrainer(DefaultNetworkTrainer):
     def _restore_plans(self, checkpoint: dict | str) -> None:
         plans, resolved = self.plans_manager.plans, self.configuration_manager.configuration
         theirs = _checkpoint_content(checkpoint)["init_args"]["plans"]
+        finetune.require_data_of_model(plans, self.configuration_name, theirs)
         finetune.restore_plans(plans, resolved, self.configuration_name, theirs)
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, finetune.Schedule]:

@@ -20,7 +20,7 @@ from nnssl.finetune.layer_decay import (
 )
 from nnssl.finetune.lora import add_lora, describe_lora, keep_factors
 from nnssl.finetune.moments import PATCHES, calibrate_norms, needs_moments, start_heads
-from nnssl.finetune.plans_data import require_same_data
+from nnssl.finetune.plans_data import require_data_of_model, require_same_data
 from nnssl.finetune.plans_file import (
     build_network,
     cascaded_labels,
@@ -62,6 +62,7 @@ __all__ = [
     "random_start",
     "refuse_mixed_folds",
     "require_architecture",
+    "require_data_of_model",
     "require_same_data",
     "resolve",
     "resolve_architecture",

@@ -8,7 +8,7 @@ from pathlib import Path
 from nnssl import files
 from nnssl.finetune.architecture import INFO
 from nnssl.finetune.checkpoint_choice import OriginError
-from nnssl.finetune.plans_data import data_settings
+from nnssl.finetune.plans_data import changed_settings, data_settings
 from nnssl.finetune.plans_file import resolve
 from nnssl.types import FINAL
 
@@ -41,8 +41,7 @@ def _what_differs(before: dict, now: dict, name: str) -> str:
     theirs, ours = _pretrained_sha256(before), _pretrained_sha256(now)
     if theirs != ours:
         return f"trained from {_by_hash(theirs)}, but this run has {_by_hash(ours)}"
-    then, wanted = _made_of(before, name), _made_of(now, name)
-    changed = [key for key in wanted if not _agree(then[key], wanted[key])]
+    changed = changed_settings(_made_of(before, name), _made_of(now, name))
     return f"of another network or other data than this run: {', '.join(changed)}" * bool(changed)
 
 
@@ -67,10 +66,3 @@ def _with_named_decoder(architecture: dict) -> dict:
     if not isinstance(decoder := arguments.get("decoder"), str):
         return architecture
     return architecture | {"arch_kwargs": arguments | {"decoder": {"name": decoder}}}
-
-
-def _agree(a: object, b: object) -> bool:
-    """In all that both say: another version may write more."""
-    if isinstance(a, dict) and isinstance(b, dict):
-        return all(_agree(a[key], b[key]) for key in a.keys() & b.keys())
-    return a == b
