@@ -374,6 +374,19 @@ def test_folds_of_different_networks_or_data_are_not_mixed(trained_model, key, v
         finetune.refuse_mixed_folds(trained_model, 1, plans, "3d_fullres")
 
 
+def test_folds_with_and_without_mirroring_are_not_mixed(trained_model):
+    """nnU-Net predicts by the mirroring of the first fold."""
+    finetune.refuse_mixed_folds(
+        trained_model, 1, of_fold() | {RECIPE: {"mirror": True}}, "3d_fullres"
+    )
+    plans = of_fold() | {RECIPE: {"mirror": False}}
+    with pytest.raises(OriginError, match=r"1 fold\(s\) trained with mirroring, but this run is w"):
+        finetune.refuse_mixed_folds(trained_model, 1, plans, "3d_fullres")
+    finetune.refuse_mixed_folds(trained_model, 0, plans, "3d_fullres")
+    files.write_json(trained_model / "plans.json", plans)
+    finetune.refuse_mixed_folds(trained_model, 1, plans, "3d_fullres")
+
+
 def test_a_training_stops_where_nnunets_plans_have_changed_beneath_its_own(tmp_path):
     """Its data are shared with them, and may have been preprocessed again."""
     base, own = nnunet_plans(), nnunet_plans() | {"plans_name": "own"}

@@ -20,6 +20,7 @@ from synthetic_trainers import batch, synthetic_plans, synthetic_trainer, train_
 from nnssl import checkpoint, files, finetune
 from nnssl.doctor.discovery import TRAINERS
 from nnssl.finetune import checkpoint_choice
+from nnssl.finetune.checkpoint_choice import OriginError
 from nnssl.finetune.plans_data import ChangedPlansError
 from nnssl.network.decoders import DECODERS
 from nnssl.recipe import RECIPE, Recipe
@@ -209,6 +210,25 @@ def test_no_validation_on_data_that_nnunet_has_planned_again(ready, monkeypatch)
     with pytest.raises(ChangedPlansError, match="have been planned again since: intensities"):
         trainer.perform_actual_validation()
     assert validated == [True]
+
+
+def test_a_continued_fold_mirrors_as_the_others_do(ready, monkeypatch, tmp_path):
+    """The plans were made again without --no-mirror, which then returned to its default."""
+    monkeypatch.setattr(nnUNetTrainer, "on_train_start", lambda *_: None)
+    first = ready("SwinScratchTrainer", mirror=False)
+    first.save_checkpoint(str(tmp_path / "saved.pth"))
+    model = Path(first.output_folder_base)
+    files.write_json(model / "plans.json", first.plans_manager.plans)
+    (model / "fold_1").mkdir()
+    (model / "fold_1" / "checkpoint_final.pth").touch()
+    for mirror in (False, True):
+        resumed = synthetic_trainer("SwinScratchTrainer", synthetic_plans({"mirror": mirror}))
+        resumed.load_checkpoint(str(tmp_path / "saved.pth"))
+        if mirror:
+            with pytest.raises(OriginError, match="trained without mirroring"):
+                resumed.on_train_start()
+        else:
+            resumed.on_train_start()
 
 
 def test_a_training_that_goes_on_without_an_average_has_none(ready, tmp_path):

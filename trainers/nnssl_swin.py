@@ -77,14 +77,17 @@ class SwinTrainer(DefaultNetworkTrainer):
 
     def _start(self) -> None:
         network, info = finetune.unwrap(self.network), self._pretrain_info
-        finetune.refuse_mixed_folds(
-            self.output_folder_base, self.fold, self.plans_manager.plans, self.configuration_name
-        )
+        self._refuse_mixed_folds()
         started = self.start()
         finetune.start_heads(network, self.label_manager.has_regions)
         lines = [*started, *self._lines()]
         self.print_to_log_file("\n".join(lines), add_timestamp=False)
         self.watch = Watch(network, info, self.print_to_log_file)
+
+    def _refuse_mixed_folds(self) -> None:
+        finetune.refuse_mixed_folds(
+            self.output_folder_base, self.fold, self.plans_manager.plans, self.configuration_name
+        )
 
     def _lines(self) -> list[str]:
         """For the log: intensities and recipe."""
@@ -135,6 +138,9 @@ class SwinTrainer(DefaultNetworkTrainer):
         return optimizer, schedule
 
     def on_train_start(self) -> None:
+        """Raises OriginError before this run overwrites the plans of other folds."""
+        if self.continues:
+            self._refuse_mixed_folds()
         super().on_train_start()
         network = finetune.unwrap(self.network)
         if not self.continues and finetune.needs_moments(network, self._pretrain_info):
