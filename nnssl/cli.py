@@ -113,7 +113,8 @@ def plan() -> int:
     """nnssl_plan: a plans file that carries a checkpoint and a recipe."""
     args = parsers.plan_parser().parse_args()
 
-    from nnssl.plans.derive import PlansRequest, derive, describe_plans
+    from nnssl.plans.derive import PlansRequest, derive
+    from nnssl.plans.plans_description import describe_plans
     from nnssl.recipe import Recipe
 
     request = options.build_dataclass(PlansRequest, args, recipe=options.values_of(Recipe, args))
