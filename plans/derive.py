@@ -26,6 +26,7 @@ from nnssl.finetune.architecture import (
     architecture,
     is_ours,
 )
+from nnssl.plans.own_configurations import keep_own_configurations
 from nnssl.plans.plan_checks import check_request, target
 from nnssl.plans.plans_request import DATASET, PRETRAINING, PlansRequest
 from nnssl.recipe import Recipe
@@ -36,7 +37,8 @@ if TYPE_CHECKING:
 
 
 def derive(request: PlansRequest) -> Path:
-    """Write the plans file and return its path. Raises ValueError and FileNotFoundError, whose
+    """Write the plans file and return its path. Earlier plans of this name are overwritten, but for
+    the configurations that a user has added to them. Raises ValueError and FileNotFoundError, whose
     messages say what to type.
     """
     check_request(request)
@@ -44,13 +46,27 @@ def derive(request: PlansRequest) -> Path:
     folder = _dataset_folder(request.dataset)
     path = files.inside(folder, f"{request.name}.json")
     base = _base_plans(folder, request) if request.base else None
-    _refuse_to_overwrite(path)
+    before = earlier_plans(request)
     start = _start(request, folder, base)
     request = replace(request, decoder=request.decoder or start.decoder)
     plans = base or _plans_from_planner(request, folder, start)
-    _complete(plans, request, start, recipe)
+    _complete(plans, before, request, start, recipe)
     files.write_json(path, plans)
     return path
+
+
+def earlier_plans(request: PlansRequest) -> dict:
+    """The plans of this name that `derive` overwrites; empty where there are none. Raises
+    ValueError where they are not of `nnssl_plan`.
+    """
+    check_request(request)
+    path = files.inside(_dataset_folder(request.dataset), f"{request.name}.json")
+    if not path.is_file():
+        return {}
+    plans = files.read_json(path)
+    if not _has_ours(plans):
+        raise ValueError(f"{path} exists and was not written by nnssl_plan; choose another --name")
+    return plans
 
 
 def _start(request: PlansRequest, folder: Path, base: dict | None) -> PlannedStart:
@@ -85,22 +101,24 @@ def _fingerprint(request: PlansRequest, folder: Path) -> dict:
     return DatasetFingerprintExtractor(folder.name).run(overwrite_existing=False)
 
 
-def _complete(plans: dict, request: PlansRequest, start: PlannedStart, recipe: Recipe) -> None:
-    """Write what is ours into `plans`."""
+def _complete(
+    plans: dict, before: dict, request: PlansRequest, start: PlannedStart, recipe: Recipe
+) -> None:
+    """Write what is ours into `plans`, and what a user has added to those `before`."""
     plans["plans_name"] = request.name
     plans[RECIPE] = recipe.to_dict()
     if start.info:
         plans[INFO] = start.info
-    _name_network(plans, request, start)
+    _resize(plans, request)
+    keep_own_configurations(plans, before)
+    _name_network(plans, request.decoder or start.decoder, start)
     plans[PLANNED] = _how_planned(request, fitting(plans) if start.info else [])
 
 
-def _name_network(plans: dict, request: PlansRequest, start: PlannedStart) -> None:
+def _name_network(plans: dict, decoder: str, start: PlannedStart) -> None:
     """Into each configuration; but for those that inherit it, as the cascade's."""
-    decoder = request.decoder or start.decoder
     for configuration in plans["configurations"].values():
         if "architecture" in configuration:
-            _resize(configuration, request)
             entry = architecture(plans, configuration, start.encoder, decoder, start.hu)
             configuration["architecture"] = entry
 
@@ -203,16 +221,14 @@ def _pretrained_spacing(start: PlannedStart) -> Sequence[float]:
     )
 
 
-def _resize(configuration: dict, request: PlansRequest) -> None:
-    if request.patch and len(request.patch) == len(configuration["patch_size"]):
-        configuration["patch_size"] = list(request.patch)
-    if request.batch_size:
-        configuration["batch_size"] = request.batch_size
-
-
-def _refuse_to_overwrite(path: Path) -> None:
-    if path.is_file() and not _has_ours(files.read_json(path)):
-        raise ValueError(f"{path} exists and was not written by nnssl_plan; choose another --name")
+def _resize(plans: dict, request: PlansRequest) -> None:
+    """To the patch and batch of the request; what inherits keeps those that it states itself."""
+    entries = plans["configurations"].values()
+    for entry in (entry for entry in entries if "inherits_from" not in entry):
+        if request.patch and len(request.patch) == len(entry["patch_size"]):
+            entry["patch_size"] = list(request.patch)
+        if request.batch_size:
+            entry["batch_size"] = request.batch_size
 
 
 def _has_ours(plans: dict) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from nnssl import files, weights
@@ -10,8 +11,10 @@ from nnssl.plans.cautions import cautions, fold_to_train
 from nnssl.plans.plans_request import PlansRequest
 
 
-def describe_plans(path: Path, request: PlansRequest) -> str:
-    """What was written, and the commands to type next."""
+def describe_plans(path: Path, request: PlansRequest, before: Mapping | None = None) -> str:
+    """What was written, how it differs from the plans of this name `before`, and the commands to
+    type next.
+    """
     plans, folder = files.read_json(path), path.parent
     fits = plans[PLANNED]["checkpoint_fits"] if INFO in plans else list(plans["configurations"])
     named = {name: c for name, c in plans["configurations"].items() if "architecture" in c}
@@ -20,11 +23,40 @@ def describe_plans(path: Path, request: PlansRequest) -> str:
         *_about_checkpoint(plans),
         f"  decoder {_decoder_of(plans)}; {_recipe_of(plans)}",
         *(_about_configuration(name, own, name in fits) for name, own in named.items()),
+        *_changes(before or {}, plans),
         *_preprocessing_lines(named, folder, request),
         *_warnings(folder, plans),
         _training_line(plans, fits, folder, request),
     ]
     return "\n".join(lines)
+
+
+def _changes(before: Mapping, plans: Mapping) -> list[str]:
+    """A line per setting: a flag that is left out returns to its default."""
+    then, now = _settings(before), _settings(plans)
+    return [
+        f"  changed: {key} from {then[key]} to {now[key]}"
+        for key in now
+        if key in then and then[key] != now[key]
+    ]
+
+
+def _settings(plans: Mapping) -> dict[str, str]:
+    """As they are shown, by name: recipe, checkpoint, and each configuration's own."""
+    return {
+        **{key: _or_default(value) for key, value in plans.get(RECIPE, {}).items()},
+        "checkpoint": plans.get(INFO, {}).get("checkpoint_path", "none"),
+        **{
+            f"{name} {key}": _by(value) if isinstance(value, list) else str(value)
+            for name, entry in plans.get("configurations", {}).items()
+            for key, value in entry.items()
+            if key in ("patch_size", "batch_size", "spacing")
+        },
+    }
+
+
+def _or_default(value: object) -> str:
+    return "the default" if value is None else str(value)
 
 
 def _warnings(folder: Path, plans: dict) -> list[str]:

@@ -165,6 +165,53 @@ def test_plans_of_others_are_not_overwritten_and_ours_are(planned_dataset):
         derive(PlansRequest(DATASET, preset="tiny", base="mine"))
 
 
+def test_plans_made_again_keep_added_configurations_and_say_what_changed(
+    planned_dataset, monkeypatch, capsys
+):
+    assert run_plan(monkeypatch, "-d", DATASET, "-a", "tiny", "--no-mirror", "--lr", 1e-3) == 0
+    assert "changed" not in capsys.readouterr().out
+    path = planned_dataset / "nnUNetSwinPlans.json"
+    plans = files.read_json(path)
+    full = plans["configurations"]["3d_fullres"]
+    plans["configurations"] |= {
+        "larger": {"inherits_from": "3d_fullres", "batch_size": 7},
+        "whole": full | {"patch_size": [32, 48, 40], "batch_size": 4},
+    }
+    files.write_json(path, plans)
+    arguments = ("-d", DATASET, "-a", "smit", "--batch-size", 3, "--epochs", 1500)
+    assert run_plan(monkeypatch, *arguments) == 0
+    said = capsys.readouterr().out
+    for line in (
+        "mirror from False to True",
+        "lr from 0.001 to 0.0005",
+        "epochs from 1000 to 1500",
+        "3d_fullres batch_size from 2 to 3",
+    ):
+        assert f"  changed: {line}\n" in said
+    assert "changed: head_lr" not in said
+    plans = files.read_json(path)
+    for name, batch in (("3d_fullres", 3), ("larger", 7), ("whole", 4)):
+        resolved = finetune.resolve(plans, name)
+        assert resolved["batch_size"] == batch
+        # its own network is that of the new plans
+        encoder = resolved["architecture"]["arch_kwargs"]["encoder"]
+        assert encoder["embed_dim"] == preset("smit").embed_dim
+
+
+def test_an_added_configuration_without_its_base_stops_the_planning(planned_dataset):
+    request = PlansRequest(DATASET, base=BASE, preset="tiny", name="mine")
+    path = derive(request)
+    plans = files.read_json(path)
+    plans["configurations"]["lower"] = {"inherits_from": "3d_lowres", "batch_size": 7}
+    files.write_json(path, plans)
+    base = nnunet_plans()
+    del base["configurations"]["3d_lowres"], base["configurations"]["3d_cascade_fullres"]
+    files.write_json(planned_dataset / "nnUNetPlans.json", base)
+    with pytest.raises(ValueError, match="lower, added by hand, which is based on 3d_lowres"):
+        derive(request)
+    assert files.read_json(path) == plans
+
+
 def test_the_command_answers_errors_without_a_traceback(nnunet_env, monkeypatch, capsys):
     monkeypatch.delenv("nnUNet_preprocessed")
     assert run_plan(monkeypatch, "-d", "901", "-a", "tiny") == 1
