@@ -18,6 +18,7 @@ from nnssl.encoder.swin import SwinConfig
 from nnssl.finetune import checkpoint_choice
 from nnssl.finetune.architecture import INFO, RECIPE, architecture
 from nnssl.finetune.checkpoint_choice import NoCheckpointError, OriginError
+from nnssl.finetune.plans_data import ChangedPlansError
 from nnssl.network.swin_unetr import SwinUNETR, output_sizes
 from nnssl.recipe import Recipe
 
@@ -412,6 +413,16 @@ def test_a_training_stops_where_nnunets_plans_have_changed_beneath_its_own(tmp_p
     (tmp_path / "nnUNetResEncUNetLPlans.json").unlink()
     (tmp_path / "nnUNetPlans.json").unlink()
     finetune.require_same_data(tmp_path, own, "3d_fullres")
+
+
+def test_plans_moved_here_without_a_new_name_are_recognised(tmp_path):
+    """They name the data of nnU-Net's plans, which here are those of another dataset."""
+    moved = nnunet_plans() | {"plans_name": "smitA", RECIPE: {}}
+    moved["foreground_intensity_properties_per_channel"]["0"]["mean"] = 0.4
+    files.write_json(tmp_path / "nnUNetPlans.json", nnunet_plans())
+    remedies = "-tp NAME.*: repeat nnUNetv2_preprocess -d .* -plans_name nnUNetPlans"
+    with pytest.raises(ChangedPlansError, match=remedies):
+        finetune.require_same_data(tmp_path, moved, "3d_fullres")
 
 
 def test_a_checkpoint_where_this_user_may_not_look_is_searched_by_its_hash(

@@ -121,5 +121,9 @@ def _says_changed(folder: Path, name: str, owner: str, changed: list[str]) -> st
     return (
         f"plans {name} use the data of {owner}, which have been planned again since: "
         f"{', '.join(changed)} changed. Make these plans again, by the same nnssl_plan, and "
-        f"preprocess what it names; or give {folder / owner}.json back its former content"
+        f"preprocess what it names; or give {folder / owner}.json back its former content. Plans "
+        "moved here from another dataset need a new name, which gives them data of their own: "
+        "nnUNetv2_move_plans_between_datasets ... -tp NAME. If these were preprocessed here, the "
+        f"data of {owner} have been overwritten: repeat nnUNetv2_preprocess -d {folder.name} "
+        f"-plans_name {owner}"
     )
