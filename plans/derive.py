@@ -26,6 +26,7 @@ from nnssl.finetune.architecture import (
     architecture,
     is_ours,
 )
+from nnssl.finetune.plans_file import resolve
 from nnssl.plans.own_configurations import keep_own_configurations
 from nnssl.plans.plan_checks import check_request, target
 from nnssl.plans.plans_request import DATASET, PRETRAINING, PlansRequest
@@ -34,6 +35,9 @@ from nnssl.types import PREPROCESSED, RAW
 
 if TYPE_CHECKING:
     from nnssl.plans.planner import PlannedStart
+
+# entries of a configuration: nnU-Net's network, and what ours depends on
+OF_A_NETWORK = {"architecture", "spacing", "patch_size", "normalization_schemes"}
 
 
 def derive(request: PlansRequest) -> Path:
@@ -116,11 +120,13 @@ def _complete(
 
 
 def _name_network(plans: dict, decoder: str, start: PlannedStart) -> None:
-    """Into each configuration; but for those that inherit it, as the cascade's."""
-    for configuration in plans["configurations"].values():
-        if "architecture" in configuration:
-            entry = architecture(plans, configuration, start.encoder, decoder, start.hu)
-            configuration["architecture"] = entry
+    """Into each configuration that states something a network depends on. The others, such as the
+    cascade's, inherit it.
+    """
+    for name, entry in plans["configurations"].items():
+        if OF_A_NETWORK & entry.keys():
+            resolved = resolve(plans, name)
+            entry["architecture"] = architecture(plans, resolved, start.encoder, decoder, start.hu)
 
 
 def _how_planned(request: PlansRequest, fits: list[str]) -> dict:

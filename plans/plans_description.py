@@ -7,6 +7,7 @@ from pathlib import Path
 
 from nnssl import files, weights
 from nnssl.finetune.architecture import INFO, PLANNED, RECIPE, is_ct, is_ours
+from nnssl.finetune.plans_file import resolve
 from nnssl.plans.cautions import cautions, fold_to_train
 from nnssl.plans.plans_request import PlansRequest
 
@@ -17,7 +18,8 @@ def describe_plans(path: Path, request: PlansRequest, before: Mapping | None = N
     """
     plans, folder = files.read_json(path), path.parent
     fits = plans[PLANNED]["checkpoint_fits"] if INFO in plans else list(plans["configurations"])
-    named = {name: c for name, c in plans["configurations"].items() if "architecture" in c}
+    entries = plans["configurations"].items()
+    named = {name: resolve(plans, name) for name, own in entries if "architecture" in own}
     lines = [
         str(path),
         *_about_checkpoint(plans),
