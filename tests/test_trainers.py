@@ -212,6 +212,40 @@ def test_no_validation_on_data_that_nnunet_has_planned_again(ready, monkeypatch)
     assert validated == [True]
 
 
+def test_a_continued_training_follows_the_recipe_of_its_plans(ready, monkeypatch, tmp_path):
+    monkeypatch.setattr(nnUNetTrainer, "on_train_start", lambda *_: None)
+    first = ready("SwinSSLTrainer", epochs=8)
+    train_epoch(first, 0)
+    first.save_checkpoint(str(tmp_path / "saved.pth"))
+    changes = {"encoder_lr": 0.6, "head_lr": 5.0, "layer_decay": 0.7, "weight_decay": 0.01}
+    fresh = ready("SwinSSLTrainer", epochs=8, **changes)
+    resumed = synthetic_trainer("SwinSSLTrainer", synthetic_plans({"epochs": 8, **changes}))
+    resumed.load_checkpoint(str(tmp_path / "saved.pth"))
+    for key in ("lr_scale", "weight_decay", "part"):
+        groups = (each.optimizer.param_groups for each in (fresh, resumed))
+        assert [group[key] for group in next(groups)] == [group[key] for group in next(groups)]
+    parameter = resumed.optimizer.param_groups[0]["params"][0]
+    assert int(resumed.optimizer.state[parameter]["step"]) == 2
+    resumed.on_train_start()
+    said = Path(resumed.log_file).read_text()
+    assert "0.6 for the encoder (layer decay 0.7) and by 5 for the heads; weight decay 0.01" in said
+
+
+@pytest.mark.parametrize(
+    "change", [{"weight_decay": 0.0}, {"encoder_lr": 0.0}, {"layer_decay": 1.0}, {"head_lr": 1.0}]
+)
+def test_a_recipe_that_groups_the_parameters_otherwise_cannot_go_on(
+    ready, change, monkeypatch, tmp_path
+):
+    deeper = replace(ENCODER, depths=(1, 1, 2, 1))
+    path = pretrained(tmp_path / "deeper", deeper)
+    monkeypatch.setenv(checkpoint_choice.VARIABLE, str(path))
+    ready("SwinSSLTrainer", epochs=8).save_checkpoint(str(tmp_path / "saved.pth"))
+    resumed = ready("SwinSSLTrainer", epochs=8, **change)
+    with pytest.raises(ValueError, match=r"--weight-decay and --encoder-lr(.|\n)*former values"):
+        resumed.load_checkpoint(str(tmp_path / "saved.pth"))
+
+
 def test_a_continued_fold_mirrors_as_the_others_do(ready, monkeypatch, tmp_path):
     """The plans were made again without --no-mirror, which then returned to its default."""
     monkeypatch.setattr(nnUNetTrainer, "on_train_start", lambda *_: None)

@@ -92,10 +92,10 @@ class SwinTrainer(DefaultNetworkTrainer):
     def _lines(self) -> list[str]:
         """For the log: intensities and recipe."""
         resolved = self.configuration_manager.configuration
-        return [
-            *finetune.intensities(resolved, self._pretrain_info),
-            finetune.describe_recipe(self.recipe, not self.random_start),
-        ]
+        return [*finetune.intensities(resolved, self._pretrain_info), self._recipe_line()]
+
+    def _recipe_line(self) -> str:
+        return finetune.describe_recipe(self.recipe, not self.random_start)
 
     @property
     def _pretrain_info(self) -> dict:
@@ -141,6 +141,7 @@ class SwinTrainer(DefaultNetworkTrainer):
         """Raises OriginError before this run overwrites the plans of other folds."""
         if self.continues:
             self._refuse_mixed_folds()
+            self.print_to_log_file(self._recipe_line(), add_timestamp=False)
         super().on_train_start()
         network = finetune.unwrap(self.network)
         if not self.continues and finetune.needs_moments(network, self._pretrain_info):
