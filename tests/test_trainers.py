@@ -5,6 +5,7 @@ in vain.
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import timedelta
 from importlib import import_module
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from micro import ENCODER
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from synthetic_checkpoints import pretrained
 from synthetic_trainers import batch, synthetic_plans, synthetic_trainer, train_epoch
+from torch.nn.parallel import DistributedDataParallel
 
 from nnssl import checkpoint, files, finetune
 from nnssl.doctor.discovery import TRAINERS
@@ -440,6 +442,37 @@ def test_a_parameter_without_gradient_would_be_noticed(found):
     assert all(
         "parameters that were not used in producing loss" in part["control"] for part in found
     )
+
+
+def as_validating_rank(rank: int, folder: Path) -> None:
+    """`-num_gpus 2 --val` of a fold with one case: the second process has nothing to predict."""
+    torch.set_num_threads(1)
+    td.init_process_group(
+        "gloo",
+        init_method=f"file://{folder}/meet_to_validate",
+        rank=rank,
+        world_size=WORLD,
+        timeout=timedelta(seconds=20),
+    )
+    trainer = synthetic_trainer("SwinSSLTrainer", synthetic_plans({"epochs": 1}))
+    trainer.device, trainer.is_ddp = torch.device("cpu"), False
+    trainer.initialize()
+    trainer.network = DistributedDataParallel(trainer.network)
+
+    def validate(*_: object) -> None:
+        if rank == 0:
+            with torch.no_grad():
+                trainer.network(batch(trainer)["data"])
+        td.barrier()
+
+    nnUNetTrainer.perform_actual_validation = validate
+    trainer.perform_actual_validation()
+    td.destroy_process_group()
+
+
+def test_a_validation_does_not_wait_for_a_process_without_a_case(nnunet_env, monkeypatch, tmp_path):
+    monkeypatch.setenv(checkpoint_choice.VARIABLE, str(pretrained(tmp_path / "ssl")))
+    mp.spawn(as_validating_rank, args=(tmp_path,), nprocs=WORLD)
 
 
 def test_a_training_has_its_products_from_onednn(ready, monkeypatch):

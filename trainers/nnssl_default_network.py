@@ -46,6 +46,7 @@ class DefaultNetworkTrainer(nnUNetTrainer):
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         """Raises ChangedPlansError before anything is validated on data of other plans."""
         self._require_same_data()
+        finetune.stop_broadcasts(self.network)
         super().perform_actual_validation(save_probabilities)
 
     def _require_same_data(self) -> None:

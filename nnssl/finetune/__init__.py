@@ -33,7 +33,14 @@ from nnssl.finetune.plans_file import (
     round_patch,
 )
 from nnssl.finetune.schedule import Schedule, Unfreezing, learning_rate, unfreezing
-from nnssl.finetune.weights import freeze, intensities, load_named_checkpoint, random_start, unwrap
+from nnssl.finetune.weights import (
+    freeze,
+    intensities,
+    load_named_checkpoint,
+    random_start,
+    stop_broadcasts,
+    unwrap,
+)
 
 __all__ = [
     "HEADS",
@@ -69,6 +76,7 @@ __all__ = [
     "restore_plans",
     "round_patch",
     "start_heads",
+    "stop_broadcasts",
     "unfreezing",
     "unwrap",
 ]
