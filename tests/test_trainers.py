@@ -168,9 +168,11 @@ def test_what_is_validated_and_saved_is_the_average_and_what_goes_on_are_the_raw
     resumed, ended = (ready("SwinSSLTrainer", epochs=8, ema=ema, lr=1e-2) for _ in range(2))
     for other in (resumed, ended):
         other.load_checkpoint(str(tmp_path / "saved.pth"))
-    assert not changed(raw, weights(resumed))
+    assert not changed(validated, weights(ended))
     ended.average.use()  # as in `nnUNetv2_train --val`
     assert not changed(validated, weights(ended))
+    resumed.on_train_epoch_start()
+    assert not changed(raw, weights(resumed))
     train_epoch(trainer, 1)
     train_epoch(resumed, 1)
     assert not changed(weights(trainer), weights(resumed))
@@ -275,9 +277,10 @@ def test_a_training_that_goes_on_without_an_average_has_none(ready, tmp_path):
     first.save_checkpoint(str(tmp_path / "saved.pth"))
     resumed = ready("SwinSSLTrainer", epochs=8, ema=0.0, lr=1e-2)
     resumed.load_checkpoint(str(tmp_path / "saved.pth"))
-    assert not changed(raw, weights(resumed))
-    resumed.average.use()  # as in `nnUNetv2_train --val`: nothing has been trained since
+    # as in `nnUNetv2_train --val`: nothing has been trained since
     assert changed(raw, weights(resumed))
+    resumed.on_train_epoch_start()
+    assert not changed(raw, weights(resumed))
     train_epoch(resumed, 1)
     raw = weights(resumed)
     resumed.on_validation_epoch_start()
