@@ -20,6 +20,8 @@ class DefaultNetworkTrainer(nnUNetTrainer):
     # nnU-Net declares it as None as well, which it is where there is nothing to train on
     preprocessed_dataset_folder_base: str
 
+    knows_our_plans = False  # whether the plans may name our network; nnU-Net's trainer cannot
+
     def __init__(
         self,
         plans: dict,
@@ -37,6 +39,12 @@ class DefaultNetworkTrainer(nnUNetTrainer):
         self.num_val_iterations_per_epoch = recipe.val_iterations
         if self.device.type == "cpu":
             finetune.prepare_cpu()
+
+    def initialize(self) -> None:
+        """Raises ValueError where the plans name our network and the trainer trains nnU-Net's."""
+        if not self.knows_our_plans:
+            finetune.require_nnunets_network(self.plans_manager.plans, self.configuration_name)
+        super().initialize()
 
     def on_train_start(self) -> None:
         """Raises ChangedPlansError before anything is trained on data of other plans."""

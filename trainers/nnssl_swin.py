@@ -33,6 +33,7 @@ class SwinTrainer(DefaultNetworkTrainer):
     output_folder_base: str
     dataloader_train: Iterator[dict]
 
+    knows_our_plans = True
     random_start = False  # whether plans may name no checkpoint
     schedule: type[finetune.Schedule] = finetune.Schedule
 
