@@ -119,11 +119,17 @@ def plan() -> int:
     """nnssl_plan: a plans file that carries a checkpoint and a recipe."""
     args = parsers.plan_parser().parse_args()
 
-    from nnssl.plans.derive import PlansRequest, derive, describe_plans
+    from nnssl.plans.derive import PlansRequest, derive, earlier_plans
+    from nnssl.plans.plans_description import describe_plans
     from nnssl.recipe import Recipe
 
     request = options.build_dataclass(PlansRequest, args, recipe=options.values_of(Recipe, args))
-    return _report_errors(lambda: print(describe_plans(derive(request), request)))
+
+    def run() -> None:
+        before = earlier_plans(request)
+        print(describe_plans(derive(request), request, before))
+
+    return _report_errors(run)
 
 
 @_console_command

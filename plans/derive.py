@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nnssl import files, weights
+from nnssl import files
 from nnssl.encoder.presets import preset
 from nnssl.finetune import checkpoint_choice
 from nnssl.finetune.architecture import (
@@ -24,10 +24,10 @@ from nnssl.finetune.architecture import (
     PLANNED,
     RECIPE,
     architecture,
-    is_ct,
     is_ours,
 )
-from nnssl.plans.cautions import cautions, fold_to_train
+from nnssl.finetune.plans_file import resolve
+from nnssl.plans.own_configurations import keep_own_configurations
 from nnssl.plans.plan_checks import check_request, target
 from nnssl.plans.plans_request import DATASET, PRETRAINING, PlansRequest
 from nnssl.recipe import Recipe
@@ -36,9 +36,13 @@ from nnssl.types import PREPROCESSED, RAW
 if TYPE_CHECKING:
     from nnssl.plans.planner import PlannedStart
 
+# entries of a configuration: nnU-Net's network, and what ours depends on
+OF_A_NETWORK = {"architecture", "spacing", "patch_size", "normalization_schemes"}
+
 
 def derive(request: PlansRequest) -> Path:
-    """Write the plans file and return its path. Raises ValueError and FileNotFoundError, whose
+    """Write the plans file and return its path. Earlier plans of this name are overwritten, but for
+    the configurations that a user has added to them. Raises ValueError and FileNotFoundError, whose
     messages say what to type.
     """
     check_request(request)
@@ -46,13 +50,27 @@ def derive(request: PlansRequest) -> Path:
     folder = _dataset_folder(request.dataset)
     path = files.inside(folder, f"{request.name}.json")
     base = _base_plans(folder, request) if request.base else None
-    _refuse_to_overwrite(path)
+    before = earlier_plans(request)
     start = _start(request, folder, base)
     request = replace(request, decoder=request.decoder or start.decoder)
     plans = base or _plans_from_planner(request, folder, start)
-    _complete(plans, request, start, recipe)
+    _complete(plans, before, request, start, recipe)
     files.write_json(path, plans)
     return path
+
+
+def earlier_plans(request: PlansRequest) -> dict:
+    """The plans of this name that `derive` overwrites; empty where there are none. Raises
+    ValueError where they are not of `nnssl_plan`.
+    """
+    check_request(request)
+    path = files.inside(_dataset_folder(request.dataset), f"{request.name}.json")
+    if not path.is_file():
+        return {}
+    plans = files.read_json(path)
+    if not _has_ours(plans):
+        raise ValueError(f"{path} exists and was not written by nnssl_plan; choose another --name")
+    return plans
 
 
 def _start(request: PlansRequest, folder: Path, base: dict | None) -> PlannedStart:
@@ -87,24 +105,28 @@ def _fingerprint(request: PlansRequest, folder: Path) -> dict:
     return DatasetFingerprintExtractor(folder.name).run(overwrite_existing=False)
 
 
-def _complete(plans: dict, request: PlansRequest, start: PlannedStart, recipe: Recipe) -> None:
-    """Write what is ours into `plans`."""
+def _complete(
+    plans: dict, before: dict, request: PlansRequest, start: PlannedStart, recipe: Recipe
+) -> None:
+    """Write what is ours into `plans`, and what a user has added to those `before`."""
     plans["plans_name"] = request.name
     plans[RECIPE] = recipe.to_dict()
     if start.info:
         plans[INFO] = start.info
-    _name_network(plans, request, start)
+    _resize(plans, request)
+    keep_own_configurations(plans, before)
+    _name_network(plans, request.decoder or start.decoder, start)
     plans[PLANNED] = _how_planned(request, fitting(plans) if start.info else [])
 
 
-def _name_network(plans: dict, request: PlansRequest, start: PlannedStart) -> None:
-    """Into each configuration; but for those that inherit it, as the cascade's."""
-    decoder = request.decoder or start.decoder
-    for configuration in plans["configurations"].values():
-        if "architecture" in configuration:
-            _resize(configuration, request)
-            entry = architecture(plans, configuration, start.encoder, decoder, start.hu)
-            configuration["architecture"] = entry
+def _name_network(plans: dict, decoder: str, start: PlannedStart) -> None:
+    """Into each configuration that states something a network depends on. The others, such as the
+    cascade's, inherit it.
+    """
+    for name, entry in plans["configurations"].items():
+        if OF_A_NETWORK & entry.keys():
+            resolved = resolve(plans, name)
+            entry["architecture"] = architecture(plans, resolved, start.encoder, decoder, start.hu)
 
 
 def _how_planned(request: PlansRequest, fits: list[str]) -> dict:
@@ -129,94 +151,6 @@ def _dims(configurations: dict, name: str) -> int:
     while "patch_size" not in configuration:
         configuration = configurations[configuration["inherits_from"]]
     return len(configuration["patch_size"])
-
-
-def describe_plans(path: Path, request: PlansRequest) -> str:
-    """What was written, and the commands to type next."""
-    plans, folder = files.read_json(path), path.parent
-    fits = plans[PLANNED]["checkpoint_fits"] if INFO in plans else list(plans["configurations"])
-    named = {name: c for name, c in plans["configurations"].items() if "architecture" in c}
-    lines = [
-        str(path),
-        *_about_checkpoint(plans),
-        f"  decoder {_decoder_of(plans)}; {_recipe_of(plans)}",
-        *(_about_configuration(name, own, name in fits) for name, own in named.items()),
-        *_preprocessing_lines(named, folder, request),
-        *_warnings(folder, plans),
-        _training_line(plans, fits, folder, request),
-    ]
-    return "\n".join(lines)
-
-
-def _warnings(folder: Path, plans: dict) -> list[str]:
-    found = cautions(folder, plans)
-    return [f"WARNING: {caution.says}:\n  {caution.remedy}" for caution in found]
-
-
-def _preprocessing_lines(configurations: dict, folder: Path, request: PlansRequest) -> list[str]:
-    """None where the data of all are there."""
-    missing = _unpreprocessed(configurations, folder)
-    if not missing:
-        return []
-    which = f"-plans_name {request.name} -c {' '.join(missing)}"
-    return [f"Preprocess: nnUNetv2_preprocess -d {request.dataset} {which}"]
-
-
-def _unpreprocessed(configurations: dict, folder: Path) -> list[str]:
-    data = {name: folder / entry["data_identifier"] for name, entry in configurations.items()}
-    return [name for name, path in data.items() if not path.is_dir()]
-
-
-def _about_checkpoint(plans: dict) -> list[str]:
-    info = plans.get(INFO)
-    if not info:
-        return ["  no checkpoint"]
-    about = weights.about(info["sha256"], is_ct(plans))
-    return [f"  checkpoint {info['checkpoint_path']} (sha256 {info['sha256'][:12]})", *about]
-
-
-def _recipe_of(plans: dict) -> str:
-    numbers = plans[RECIPE].items()
-    return ", ".join(f"{key} {value}" for key, value in numbers if value is not None)
-
-
-def _about_configuration(name: str, configuration: dict, fits: bool) -> str:
-    line = (
-        f"  {name}: patch {_by(configuration['patch_size'])}, batch "
-        f"{configuration['batch_size']}, spacing {_by(configuration['spacing'])}, data "
-        f"{configuration['data_identifier']}{_strides(configuration)}"
-    )
-    return line if fits else f"{line} (the checkpoint does not fit: SwinScratchTrainer only)"
-
-
-def _training_line(plans: dict, fits: list[str], folder: Path, request: PlansRequest) -> str:
-    """For the first configuration that the checkpoint fits; where it fits none, the first."""
-    known = plans["configurations"]
-    names = [name for name in ("3d_fullres", *fits, *known) if name in known]
-    first = next(name for name in names if name in fits or not fits)
-    trainer = "SwinSSLTrainer" if plans.get(INFO) and fits else "SwinScratchTrainer"
-    return (
-        f"Train with: nnUNetv2_train {request.dataset} {first} {fold_to_train(folder)} "
-        f"-tr {trainer} -p {request.name}"
-    )
-
-
-def _decoder_of(plans: dict) -> str:
-    """The decoder of the configurations, and whether its weights are pretrained."""
-    ours = next(entry for entry in plans["configurations"].values() if is_ours(entry))
-    options = ours["architecture"]["arch_kwargs"]["decoder"]
-    pretrained = plans.get(INFO, {}).get("decoder") == options
-    return options["name"] + (" (pretrained)" if pretrained else "")
-
-
-def _strides(configuration: dict) -> str:
-    steps = configuration["architecture"]["arch_kwargs"]["encoder"]["steps"]
-    by_step = " ".join("x".join(map(str, step)) for step in steps)
-    return f", steps {by_step} (as read)" if steps else ""
-
-
-def _by(numbers: list) -> str:
-    return " x ".join(f"{number:g}" for number in numbers)
 
 
 def _dataset_folder(dataset: str | int) -> Path:
@@ -293,16 +227,14 @@ def _pretrained_spacing(start: PlannedStart) -> Sequence[float]:
     )
 
 
-def _resize(configuration: dict, request: PlansRequest) -> None:
-    if request.patch and len(request.patch) == len(configuration["patch_size"]):
-        configuration["patch_size"] = list(request.patch)
-    if request.batch_size:
-        configuration["batch_size"] = request.batch_size
-
-
-def _refuse_to_overwrite(path: Path) -> None:
-    if path.is_file() and not _has_ours(files.read_json(path)):
-        raise ValueError(f"{path} exists and was not written by nnssl_plan; choose another --name")
+def _resize(plans: dict, request: PlansRequest) -> None:
+    """To the patch and batch of the request; what inherits keeps those that it states itself."""
+    entries = plans["configurations"].values()
+    for entry in (entry for entry in entries if "inherits_from" not in entry):
+        if request.patch and len(request.patch) == len(entry["patch_size"]):
+            entry["patch_size"] = list(request.patch)
+        if request.batch_size:
+            entry["batch_size"] = request.batch_size
 
 
 def _has_ours(plans: dict) -> bool:

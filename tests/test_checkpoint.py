@@ -369,7 +369,7 @@ def test_a_long_list_is_cut(path):
         checkpoint.transfer(checkpoint.load(path), swin(embed_dim=8))
 
 
-@pytest.mark.parametrize(("channels", "labels"), [(3, 0), (1, 0), (5, 2)])
+@pytest.mark.parametrize(("channels", "labels"), [(3, 0), (1, 0), (5, 2), (2, 1)])
 def test_a_first_layer_for_several_channels_fits_only_as_many(tmp_path, channels, labels):
     checkpoint.write(tmp_path / "c.pth", content(swin(in_channels=2)))
     network = swin(seed=1, in_channels=channels)

@@ -15,7 +15,7 @@ from synthetic_plans import DATASET, nnunet_plans
 
 from nnssl import cli, files, finetune
 from nnssl.encoder.presets import preset
-from nnssl.finetune.architecture import BASE, INFO, PLANNED, RECIPE, is_ours
+from nnssl.finetune.architecture import BASE, INFO, PLANNED, RECIPE, is_ours, steps_of
 from nnssl.network.decoders import OPTIONS
 from nnssl.plans.derive import PlansRequest, derive
 from nnssl.recipe import Recipe
@@ -163,6 +163,81 @@ def test_plans_of_others_are_not_overwritten_and_ours_are(planned_dataset):
         ValueError, match="was written by nnssl_plan; derive new plans from nnU-Net's own"
     ):
         derive(PlansRequest(DATASET, preset="tiny", base="mine"))
+
+
+def test_configurations_that_inherit_have_a_network_of_their_own_spacing(
+    planned_dataset, monkeypatch, capsys
+):
+    base = nnunet_plans()
+    own = base["configurations"]["3d_fullres"]["architecture"]
+    thick = [6.0, 1.0, 1.0]
+    base["configurations"] |= {
+        "with_architecture": {"inherits_from": "3d_fullres", "architecture": own},
+        "thick": {"inherits_from": "3d_fullres", "spacing": thick, "data_identifier": "thick"},
+        "more": {"inherits_from": "3d_fullres", "batch_size": 7},
+    }
+    files.write_json(planned_dataset / "nnUNetPlans.json", base)
+    arguments = ("-d", DATASET, "-a", "tiny", "--patch", 32, 32, 32, "--batch-size", 3)
+    assert run_plan(monkeypatch, *arguments) == 0
+    said = capsys.readouterr().out
+    sizes = "patch 32 x 32 x 32, batch 3"
+    assert f"  thick: {sizes}, spacing 6 x 1 x 1, data thick, steps 1x2x2" in said
+    assert f"  with_architecture: {sizes}" in said
+    assert "-c 2d 3d_lowres 3d_fullres with_architecture thick\n" in said
+    plans = files.read_json(planned_dataset / "nnUNetSwinPlans.json")
+    names = ("3d_fullres", "with_architecture", "thick", "more")
+    resolved = [finetune.resolve(plans, name) for name in names]
+    assert all(is_ours(each) for each in resolved)
+    assert [each["batch_size"] for each in resolved] == [3, 3, 3, 7]
+    halved, same, thin, more = (steps_of(each) for each in resolved)
+    assert halved == same == more != thin
+
+
+def test_plans_made_again_keep_added_configurations_and_say_what_changed(
+    planned_dataset, monkeypatch, capsys
+):
+    assert run_plan(monkeypatch, "-d", DATASET, "-a", "tiny", "--no-mirror", "--lr", 1e-3) == 0
+    assert "changed" not in capsys.readouterr().out
+    path = planned_dataset / "nnUNetSwinPlans.json"
+    plans = files.read_json(path)
+    full = plans["configurations"]["3d_fullres"]
+    plans["configurations"] |= {
+        "larger": {"inherits_from": "3d_fullres", "batch_size": 7},
+        "whole": full | {"patch_size": [32, 48, 40], "batch_size": 4},
+    }
+    files.write_json(path, plans)
+    arguments = ("-d", DATASET, "-a", "smit", "--batch-size", 3, "--epochs", 1500)
+    assert run_plan(monkeypatch, *arguments) == 0
+    said = capsys.readouterr().out
+    for line in (
+        "mirror from False to True",
+        "lr from 0.001 to 0.0005",
+        "epochs from 1000 to 1500",
+        "3d_fullres batch_size from 2 to 3",
+    ):
+        assert f"  changed: {line}\n" in said
+    assert "changed: head_lr" not in said
+    plans = files.read_json(path)
+    for name, batch in (("3d_fullres", 3), ("larger", 7), ("whole", 4)):
+        resolved = finetune.resolve(plans, name)
+        assert resolved["batch_size"] == batch
+        # its own network is that of the new plans
+        encoder = resolved["architecture"]["arch_kwargs"]["encoder"]
+        assert encoder["embed_dim"] == preset("smit").embed_dim
+
+
+def test_an_added_configuration_without_its_base_stops_the_planning(planned_dataset):
+    request = PlansRequest(DATASET, base=BASE, preset="tiny", name="mine")
+    path = derive(request)
+    plans = files.read_json(path)
+    plans["configurations"]["lower"] = {"inherits_from": "3d_lowres", "batch_size": 7}
+    files.write_json(path, plans)
+    base = nnunet_plans()
+    del base["configurations"]["3d_lowres"], base["configurations"]["3d_cascade_fullres"]
+    files.write_json(planned_dataset / "nnUNetPlans.json", base)
+    with pytest.raises(ValueError, match="lower, added by hand, which is based on 3d_lowres"):
+        derive(request)
+    assert files.read_json(path) == plans
 
 
 def test_the_command_answers_errors_without_a_traceback(nnunet_env, monkeypatch, capsys):

@@ -18,6 +18,7 @@ from nnssl.encoder.swin import SwinConfig
 from nnssl.finetune import checkpoint_choice
 from nnssl.finetune.architecture import INFO, RECIPE, architecture
 from nnssl.finetune.checkpoint_choice import NoCheckpointError, OriginError
+from nnssl.finetune.plans_data import ChangedPlansError
 from nnssl.network.swin_unetr import SwinUNETR, output_sizes
 from nnssl.recipe import Recipe
 
@@ -374,6 +375,19 @@ def test_folds_of_different_networks_or_data_are_not_mixed(trained_model, key, v
         finetune.refuse_mixed_folds(trained_model, 1, plans, "3d_fullres")
 
 
+def test_folds_with_and_without_mirroring_are_not_mixed(trained_model):
+    """nnU-Net predicts by the mirroring of the first fold."""
+    finetune.refuse_mixed_folds(
+        trained_model, 1, of_fold() | {RECIPE: {"mirror": True}}, "3d_fullres"
+    )
+    plans = of_fold() | {RECIPE: {"mirror": False}}
+    with pytest.raises(OriginError, match=r"1 fold\(s\) trained with mirroring, but this run is w"):
+        finetune.refuse_mixed_folds(trained_model, 1, plans, "3d_fullres")
+    finetune.refuse_mixed_folds(trained_model, 0, plans, "3d_fullres")
+    files.write_json(trained_model / "plans.json", plans)
+    finetune.refuse_mixed_folds(trained_model, 1, plans, "3d_fullres")
+
+
 def test_a_training_stops_where_nnunets_plans_have_changed_beneath_its_own(tmp_path):
     """Its data are shared with them, and may have been preprocessed again."""
     base, own = nnunet_plans(), nnunet_plans() | {"plans_name": "own"}
@@ -399,6 +413,16 @@ def test_a_training_stops_where_nnunets_plans_have_changed_beneath_its_own(tmp_p
     (tmp_path / "nnUNetResEncUNetLPlans.json").unlink()
     (tmp_path / "nnUNetPlans.json").unlink()
     finetune.require_same_data(tmp_path, own, "3d_fullres")
+
+
+def test_plans_moved_here_without_a_new_name_are_recognised(tmp_path):
+    """They name the data of nnU-Net's plans, which here are those of another dataset."""
+    moved = nnunet_plans() | {"plans_name": "smitA", RECIPE: {}}
+    moved["foreground_intensity_properties_per_channel"]["0"]["mean"] = 0.4
+    files.write_json(tmp_path / "nnUNetPlans.json", nnunet_plans())
+    remedies = "-tp NAME.*: repeat nnUNetv2_preprocess -d .* -plans_name nnUNetPlans"
+    with pytest.raises(ChangedPlansError, match=remedies):
+        finetune.require_same_data(tmp_path, moved, "3d_fullres")
 
 
 def test_a_checkpoint_where_this_user_may_not_look_is_searched_by_its_hash(

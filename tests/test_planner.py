@@ -17,8 +17,9 @@ from nnssl import cli, files, finetune
 from nnssl.encoder.presets import preset
 from nnssl.finetune.architecture import INFO, PLANNED, RECIPE, is_ours, steps_of
 from nnssl.plans import memory_model
-from nnssl.plans.derive import PlansRequest, derive, describe_plans
+from nnssl.plans.derive import PlansRequest, derive
 from nnssl.plans.patch import plan_batch, plan_patch
+from nnssl.plans.plans_description import describe_plans
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

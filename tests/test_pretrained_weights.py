@@ -20,6 +20,14 @@ from nnssl.finetune.pretrained_weights import HEADS, INTENSITY, PretrainedWeight
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
+def plans_of(mean: float, channels: int = 1) -> dict:
+    """Of a dataset whose foreground has this mean."""
+    plans = synthetic_plans(schemes=("CTNormalization",) * channels)
+    for properties in plans["foreground_intensity_properties_per_channel"].values():
+        properties["mean"] = mean
+    return plans
+
+
 @pytest.fixture
 def ready(nnunet_env, monkeypatch, tmp_path):
     """A function that gives an initialised trainer on a dataset whose foreground has this mean."""
@@ -32,9 +40,7 @@ def ready(nnunet_env, monkeypatch, tmp_path):
         channels: int = 1,
         dataset_json: dict | None = None,
     ):
-        plans = synthetic_plans(schemes=("CTNormalization",) * channels)
-        for properties in plans["foreground_intensity_properties_per_channel"].values():
-            properties["mean"] = mean
+        plans = plans_of(mean, channels)
         json = (dataset_json or DATASET_JSON) | {
             "channel_names": {str(c): "CT" for c in range(channels)}
         }
@@ -90,7 +96,7 @@ def test_a_resumed_model_has_its_own_intensity_map_also_in_a_trainer_that_began_
     """As `--c` and `--val_best` do it."""
     soft = ready(40.0)
     path = trained(soft, tmp_path / "soft.pth")
-    fresh, begun = synthetic_trainer("SwinSSLTrainer", synthetic_plans()), ready(700.0)
+    fresh, begun = synthetic_trainer("SwinSSLTrainer", plans_of(40.0)), ready(700.0)
     for trainer in (fresh, begun):
         trainer.load_checkpoint(str(path))
         assert all(

@@ -23,6 +23,7 @@ from nnssl.finetune import checkpoint_choice
 from nnssl.finetune.architecture import BASE, INFO
 from nnssl.network.swin_unetr import SwinUNETR
 from nnssl.plans import derive
+from nnssl.plans.plans_description import describe_plans
 from nnssl.study.design import values
 
 MIB = 2**20
@@ -291,7 +292,7 @@ def test_plans_without_a_name_carry_and_describe_them(nnunet_env):
     request = derive.PlansRequest(DATASET, base=BASE)
     path = derive.derive(request)
     assert files.read_json(path)[INFO]["checkpoint_path"] == GIVEN.name
-    said = derive.describe_plans(path, request)
+    said = describe_plans(path, request)
     assert f"shipped with nnssl-swin as {GIVEN.name}" in said
     assert "decoder light (pretrained)" in said
 

@@ -113,6 +113,15 @@ def test_a_residual_encoder_trains_as_long_as_the_recipe_says(nnunet_env, one_th
     train_epoch(trainer, 0)
 
 
+def test_nnunets_network_is_not_trained_by_plans_of_ours(nnunet_env, one_thread, tmp_path):
+    plans = synthetic_plans()
+    # names our network in the plans, as nnssl_plan does
+    synthetic_trainer("SwinScratchTrainer", plans)
+    with pytest.raises(ValueError, match=r"-p nnUNetPlans, or with a copy(.|\n)*nnssl_recipe"):
+        synthetic_trainer("DefaultNetworkTrainer", plans).initialize()
+    synthetic_trainer("DefaultPrimusSTrainer", plans).initialize()
+
+
 def primus(**recipe):
     trainer = synthetic_trainer(
         "DefaultPrimusSTrainer", synthetic_plans({"iterations": 1, **recipe})

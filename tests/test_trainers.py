@@ -5,6 +5,7 @@ in vain.
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import timedelta
 from importlib import import_module
 from pathlib import Path
 
@@ -16,12 +17,15 @@ from micro import ENCODER
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from synthetic_checkpoints import pretrained
 from synthetic_trainers import batch, synthetic_plans, synthetic_trainer, train_epoch
+from torch.nn.parallel import DistributedDataParallel
 
-from nnssl import checkpoint, finetune
+from nnssl import checkpoint, files, finetune
 from nnssl.doctor.discovery import TRAINERS
 from nnssl.finetune import checkpoint_choice
+from nnssl.finetune.checkpoint_choice import OriginError
+from nnssl.finetune.plans_data import ChangedPlansError
 from nnssl.network.decoders import DECODERS
-from nnssl.recipe import Recipe
+from nnssl.recipe import RECIPE, Recipe
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 WORLD = 2
@@ -164,14 +168,105 @@ def test_what_is_validated_and_saved_is_the_average_and_what_goes_on_are_the_raw
     resumed, ended = (ready("SwinSSLTrainer", epochs=8, ema=ema, lr=1e-2) for _ in range(2))
     for other in (resumed, ended):
         other.load_checkpoint(str(tmp_path / "saved.pth"))
-    assert not changed(raw, weights(resumed))
+    assert not changed(validated, weights(ended))
     ended.average.use()  # as in `nnUNetv2_train --val`
     assert not changed(validated, weights(ended))
+    resumed.on_train_epoch_start()
+    assert not changed(raw, weights(resumed))
     train_epoch(trainer, 1)
     train_epoch(resumed, 1)
     assert not changed(weights(trainer), weights(resumed))
     trainer.average.use(), resumed.average.use()
     assert not changed(weights(trainer), weights(resumed))
+
+
+@pytest.mark.parametrize("changed", ["spacing", "intensities"])
+def test_a_model_is_neither_continued_nor_validated_by_plans_of_other_data(
+    ready, changed, tmp_path
+):
+    """The network keeps its intensity map, which is that of its own data."""
+    ready("SwinSSLTrainer").save_checkpoint(str(tmp_path / "saved.pth"))
+    plans = synthetic_plans()
+    plans["configurations"]["3d_fullres"]["batch_size"] = 3  # nothing of the data
+    synthetic_trainer("SwinSSLTrainer", plans).load_checkpoint(str(tmp_path / "saved.pth"))
+    if changed == "spacing":
+        plans["configurations"]["3d_fullres"]["spacing"] = [3.0, 2.0, 2.0]
+    else:
+        plans["foreground_intensity_properties_per_channel"]["0"]["mean"] = 0.4
+    again = synthetic_trainer("SwinSSLTrainer", plans)
+    with pytest.raises(ChangedPlansError, match=f"other data.*: {changed} changed.*another name"):
+        again.load_checkpoint(str(tmp_path / "saved.pth"))
+
+
+def test_no_validation_on_data_that_nnunet_has_planned_again(ready, monkeypatch):
+    validated = []
+    monkeypatch.setattr(
+        nnUNetTrainer, "perform_actual_validation", lambda *_: validated.append(True)
+    )
+    trainer = ready("SwinSSLTrainer")
+    theirs = synthetic_plans()
+    del theirs[RECIPE]
+    path = Path(trainer.preprocessed_dataset_folder_base, "nnUNetPlans.json")
+    files.write_json(path, theirs)
+    trainer.perform_actual_validation()
+    theirs["foreground_intensity_properties_per_channel"]["0"]["mean"] = 0.4
+    files.write_json(path, theirs)
+    with pytest.raises(ChangedPlansError, match="have been planned again since: intensities"):
+        trainer.perform_actual_validation()
+    assert validated == [True]
+
+
+def test_a_continued_training_follows_the_recipe_of_its_plans(ready, monkeypatch, tmp_path):
+    monkeypatch.setattr(nnUNetTrainer, "on_train_start", lambda *_: None)
+    first = ready("SwinSSLTrainer", epochs=8)
+    train_epoch(first, 0)
+    first.save_checkpoint(str(tmp_path / "saved.pth"))
+    changes = {"encoder_lr": 0.6, "head_lr": 5.0, "layer_decay": 0.7, "weight_decay": 0.01}
+    fresh = ready("SwinSSLTrainer", epochs=8, **changes)
+    resumed = synthetic_trainer("SwinSSLTrainer", synthetic_plans({"epochs": 8, **changes}))
+    resumed.load_checkpoint(str(tmp_path / "saved.pth"))
+    for key in ("lr_scale", "weight_decay", "part"):
+        groups = (each.optimizer.param_groups for each in (fresh, resumed))
+        assert [group[key] for group in next(groups)] == [group[key] for group in next(groups)]
+    parameter = resumed.optimizer.param_groups[0]["params"][0]
+    assert int(resumed.optimizer.state[parameter]["step"]) == 2
+    resumed.on_train_start()
+    said = Path(resumed.log_file).read_text()
+    assert "0.6 for the encoder (layer decay 0.7) and by 5 for the heads; weight decay 0.01" in said
+
+
+@pytest.mark.parametrize(
+    "change", [{"weight_decay": 0.0}, {"encoder_lr": 0.0}, {"layer_decay": 1.0}, {"head_lr": 1.0}]
+)
+def test_a_recipe_that_groups_the_parameters_otherwise_cannot_go_on(
+    ready, change, monkeypatch, tmp_path
+):
+    deeper = replace(ENCODER, depths=(1, 1, 2, 1))
+    path = pretrained(tmp_path / "deeper", deeper)
+    monkeypatch.setenv(checkpoint_choice.VARIABLE, str(path))
+    ready("SwinSSLTrainer", epochs=8).save_checkpoint(str(tmp_path / "saved.pth"))
+    resumed = ready("SwinSSLTrainer", epochs=8, **change)
+    with pytest.raises(ValueError, match=r"--weight-decay and --encoder-lr(.|\n)*former values"):
+        resumed.load_checkpoint(str(tmp_path / "saved.pth"))
+
+
+def test_a_continued_fold_mirrors_as_the_others_do(ready, monkeypatch, tmp_path):
+    """The plans were made again without --no-mirror, which then returned to its default."""
+    monkeypatch.setattr(nnUNetTrainer, "on_train_start", lambda *_: None)
+    first = ready("SwinScratchTrainer", mirror=False)
+    first.save_checkpoint(str(tmp_path / "saved.pth"))
+    model = Path(first.output_folder_base)
+    files.write_json(model / "plans.json", first.plans_manager.plans)
+    (model / "fold_1").mkdir()
+    (model / "fold_1" / "checkpoint_final.pth").touch()
+    for mirror in (False, True):
+        resumed = synthetic_trainer("SwinScratchTrainer", synthetic_plans({"mirror": mirror}))
+        resumed.load_checkpoint(str(tmp_path / "saved.pth"))
+        if mirror:
+            with pytest.raises(OriginError, match="trained without mirroring"):
+                resumed.on_train_start()
+        else:
+            resumed.on_train_start()
 
 
 def test_a_training_that_goes_on_without_an_average_has_none(ready, tmp_path):
@@ -182,9 +277,10 @@ def test_a_training_that_goes_on_without_an_average_has_none(ready, tmp_path):
     first.save_checkpoint(str(tmp_path / "saved.pth"))
     resumed = ready("SwinSSLTrainer", epochs=8, ema=0.0, lr=1e-2)
     resumed.load_checkpoint(str(tmp_path / "saved.pth"))
-    assert not changed(raw, weights(resumed))
-    resumed.average.use()  # as in `nnUNetv2_train --val`: nothing has been trained since
+    # as in `nnUNetv2_train --val`: nothing has been trained since
     assert changed(raw, weights(resumed))
+    resumed.on_train_epoch_start()
+    assert not changed(raw, weights(resumed))
     train_epoch(resumed, 1)
     raw = weights(resumed)
     resumed.on_validation_epoch_start()
@@ -349,6 +445,37 @@ def test_a_parameter_without_gradient_would_be_noticed(found):
     assert all(
         "parameters that were not used in producing loss" in part["control"] for part in found
     )
+
+
+def as_validating_rank(rank: int, folder: Path) -> None:
+    """`-num_gpus 2 --val` of a fold with one case: the second process has nothing to predict."""
+    torch.set_num_threads(1)
+    td.init_process_group(
+        "gloo",
+        init_method=f"file://{folder}/meet_to_validate",
+        rank=rank,
+        world_size=WORLD,
+        timeout=timedelta(seconds=20),
+    )
+    trainer = synthetic_trainer("SwinSSLTrainer", synthetic_plans({"epochs": 1}))
+    trainer.device, trainer.is_ddp = torch.device("cpu"), False
+    trainer.initialize()
+    trainer.network = DistributedDataParallel(trainer.network)
+
+    def validate(*_: object) -> None:
+        if rank == 0:
+            with torch.no_grad():
+                trainer.network(batch(trainer)["data"])
+        td.barrier()
+
+    nnUNetTrainer.perform_actual_validation = validate
+    trainer.perform_actual_validation()
+    td.destroy_process_group()
+
+
+def test_a_validation_does_not_wait_for_a_process_without_a_case(nnunet_env, monkeypatch, tmp_path):
+    monkeypatch.setenv(checkpoint_choice.VARIABLE, str(pretrained(tmp_path / "ssl")))
+    mp.spawn(as_validating_rank, args=(tmp_path,), nprocs=WORLD)
 
 
 def test_a_training_has_its_products_from_onednn(ready, monkeypatch):

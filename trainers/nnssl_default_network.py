@@ -20,6 +20,8 @@ class DefaultNetworkTrainer(nnUNetTrainer):
     # nnU-Net declares it as None as well, which it is where there is nothing to train on
     preprocessed_dataset_folder_base: str
 
+    knows_our_plans = False  # whether the plans may name our network; nnU-Net's trainer cannot
+
     def __init__(
         self,
         plans: dict,
@@ -38,14 +40,29 @@ class DefaultNetworkTrainer(nnUNetTrainer):
         if self.device.type == "cpu":
             finetune.prepare_cpu()
 
+    def initialize(self) -> None:
+        """Raises ValueError where the plans name our network and the trainer trains nnU-Net's."""
+        if not self.knows_our_plans:
+            finetune.require_nnunets_network(self.plans_manager.plans, self.configuration_name)
+        super().initialize()
+
     def on_train_start(self) -> None:
         """Raises ChangedPlansError before anything is trained on data of other plans."""
+        self._require_same_data()
+        super().on_train_start()
+
+    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
+        """Raises ChangedPlansError before anything is validated on data of other plans."""
+        self._require_same_data()
+        finetune.stop_broadcasts(self.network)
+        super().perform_actual_validation(save_probabilities)
+
+    def _require_same_data(self) -> None:
         finetune.require_same_data(
             Path(self.preprocessed_dataset_folder_base),
             self.plans_manager.plans,
             self.configuration_name,
         )
-        super().on_train_start()
 
     def configure_rotation_dummyDA_mirroring_and_inital_patch_size(  # noqa: N802 nnU-Net's name
         self,

@@ -20,6 +20,8 @@ from nnssl.trainers.nnssl_default_network import DefaultNetworkTrainer
 class PrimusTrainer(DefaultNetworkTrainer):
     """The base of all sizes."""
 
+    knows_our_plans = True  # it takes their patch and batch alone
+
     def __init__(
         self,
         plans: dict,

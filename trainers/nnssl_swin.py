@@ -33,6 +33,7 @@ class SwinTrainer(DefaultNetworkTrainer):
     output_folder_base: str
     dataloader_train: Iterator[dict]
 
+    knows_our_plans = True
     random_start = False  # whether plans may name no checkpoint
     schedule: type[finetune.Schedule] = finetune.Schedule
 
@@ -77,22 +78,25 @@ class SwinTrainer(DefaultNetworkTrainer):
 
     def _start(self) -> None:
         network, info = finetune.unwrap(self.network), self._pretrain_info
-        finetune.refuse_mixed_folds(
-            self.output_folder_base, self.fold, self.plans_manager.plans, self.configuration_name
-        )
+        self._refuse_mixed_folds()
         started = self.start()
         finetune.start_heads(network, self.label_manager.has_regions)
         lines = [*started, *self._lines()]
         self.print_to_log_file("\n".join(lines), add_timestamp=False)
         self.watch = Watch(network, info, self.print_to_log_file)
 
+    def _refuse_mixed_folds(self) -> None:
+        finetune.refuse_mixed_folds(
+            self.output_folder_base, self.fold, self.plans_manager.plans, self.configuration_name
+        )
+
     def _lines(self) -> list[str]:
         """For the log: intensities and recipe."""
         resolved = self.configuration_manager.configuration
-        return [
-            *finetune.intensities(resolved, self._pretrain_info),
-            finetune.describe_recipe(self.recipe, not self.random_start),
-        ]
+        return [*finetune.intensities(resolved, self._pretrain_info), self._recipe_line()]
+
+    def _recipe_line(self) -> str:
+        return finetune.describe_recipe(self.recipe, not self.random_start)
 
     @property
     def _pretrain_info(self) -> dict:
@@ -119,10 +123,12 @@ class SwinTrainer(DefaultNetworkTrainer):
         if self.watch is not None:
             self.watch.end()
         super().load_checkpoint(filename_or_checkpoint)
+        self.average.use()  # as saved; the next epoch of a training goes on with the raw weights
 
     def _restore_plans(self, checkpoint: dict | str) -> None:
         plans, resolved = self.plans_manager.plans, self.configuration_manager.configuration
         theirs = _checkpoint_content(checkpoint)["init_args"]["plans"]
+        finetune.require_data_of_model(plans, self.configuration_name, theirs)
         finetune.restore_plans(plans, resolved, self.configuration_name, theirs)
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, finetune.Schedule]:
@@ -134,6 +140,10 @@ class SwinTrainer(DefaultNetworkTrainer):
         return optimizer, schedule
 
     def on_train_start(self) -> None:
+        """Raises OriginError before this run overwrites the plans of other folds."""
+        if self.continues:
+            self._refuse_mixed_folds()
+            self.print_to_log_file(self._recipe_line(), add_timestamp=False)
         super().on_train_start()
         network = finetune.unwrap(self.network)
         if not self.continues and finetune.needs_moments(network, self._pretrain_info):

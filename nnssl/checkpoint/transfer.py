@@ -46,7 +46,8 @@ def transfer(checkpoint: Checkpoint, encoder: Swin, labels: int = 0) -> Transfer
     given, explained = adapt(checkpoint.part(PREFIX), checkpoint.encoder_config, encoder.config)
     explained |= _without_pretraining_only(given, wanted)
     channels = wanted[STEM].shape[1]
-    if STEM in given and given[STEM].shape[1] != channels:
+    # with labels, as many channels as here would still be others
+    if STEM in given and (labels or given[STEM].shape[1] != channels):
         given[STEM], done = _inflate(checkpoint, given[STEM], channels - labels, labels)
         explained[STEM] = ", ".join(filter(None, [explained.get(STEM), *done]))
     _require_match(checkpoint, given, wanted)

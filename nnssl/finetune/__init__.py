@@ -20,20 +20,28 @@ from nnssl.finetune.layer_decay import (
 )
 from nnssl.finetune.lora import add_lora, describe_lora, keep_factors
 from nnssl.finetune.moments import PATCHES, calibrate_norms, needs_moments, start_heads
-from nnssl.finetune.plans_data import require_same_data
+from nnssl.finetune.plans_data import require_data_of_model, require_same_data
 from nnssl.finetune.plans_file import (
     build_network,
     cascaded_labels,
     deep_supervision_scales,
     deep_supervision_weights,
     require_architecture,
+    require_nnunets_network,
     resolve,
     resolve_architecture,
     restore_plans,
     round_patch,
 )
 from nnssl.finetune.schedule import Schedule, Unfreezing, learning_rate, unfreezing
-from nnssl.finetune.weights import freeze, intensities, load_named_checkpoint, random_start, unwrap
+from nnssl.finetune.weights import (
+    freeze,
+    intensities,
+    load_named_checkpoint,
+    random_start,
+    stop_broadcasts,
+    unwrap,
+)
 
 __all__ = [
     "HEADS",
@@ -62,12 +70,15 @@ __all__ = [
     "random_start",
     "refuse_mixed_folds",
     "require_architecture",
+    "require_data_of_model",
+    "require_nnunets_network",
     "require_same_data",
     "resolve",
     "resolve_architecture",
     "restore_plans",
     "round_patch",
     "start_heads",
+    "stop_broadcasts",
     "unfreezing",
     "unwrap",
 ]

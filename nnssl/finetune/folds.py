@@ -1,4 +1,6 @@
-"""Folds of one model are of one pretraining, one network and the same data."""
+"""Folds of one model are of one pretraining, one network and the same data, and all of them mirror
+or none.
+"""
 
 from __future__ import annotations
 
@@ -8,17 +10,20 @@ from pathlib import Path
 from nnssl import files
 from nnssl.finetune.architecture import INFO
 from nnssl.finetune.checkpoint_choice import OriginError
-from nnssl.finetune.plans_data import data_settings
+from nnssl.finetune.plans_data import changed_settings, data_settings
 from nnssl.finetune.plans_file import resolve
+from nnssl.recipe import RECIPE, Recipe
 from nnssl.types import FINAL
 
 
 def refuse_mixed_folds(model: Path | str, fold: int | str, plans: dict, name: str) -> None:
-    """Raises OriginError when other folds in this model's folder came from another checkpoint, or
-    are of another network or other data, than this run's configuration `name` of `plans`.
+    """Raises OriginError when other folds in this model's folder came from another checkpoint, are
+    of another network or other data, or mirror otherwise, than this run's configuration `name` of
+    `plans`.
 
     All folds have one plans.json, which each training overwrites, and an ensemble of different
-    pretrainings should be somebody's decision.
+    pretrainings should be somebody's decision. nnU-Net predicts with the mirroring of the first
+    fold alone.
     """
     path, others = Path(model, "plans.json"), _other_folds(Path(model), fold)
     if not others or not path.is_file():
@@ -37,12 +42,14 @@ def _other_folds(model: Path, fold: int | str) -> int:
 
 
 def _what_differs(before: dict, now: dict, name: str) -> str:
-    """In words; empty where there is none. The recipe, patch and batch may differ."""
+    """In words; empty where there is none. Patch, batch and all else of the recipe may differ."""
     theirs, ours = _pretrained_sha256(before), _pretrained_sha256(now)
     if theirs != ours:
         return f"trained from {_by_hash(theirs)}, but this run has {_by_hash(ours)}"
-    then, wanted = _made_of(before, name), _made_of(now, name)
-    changed = [key for key in wanted if not _agree(then[key], wanted[key])]
+    mirrored, mirrors = _mirrors(before), _mirrors(now)
+    if mirrored != mirrors:
+        return f"trained {_by_mirroring(mirrored)}, but this run is {_by_mirroring(mirrors)}"
+    changed = changed_settings(_made_of(before, name), _made_of(now, name))
     return f"of another network or other data than this run: {', '.join(changed)}" * bool(changed)
 
 
@@ -52,6 +59,15 @@ def _pretrained_sha256(plans: dict) -> str | None:
 
 def _by_hash(sha256: str | None) -> str:
     return f"the checkpoint with sha256 {sha256}" if sha256 else "plans without a checkpoint"
+
+
+def _mirrors(plans: dict) -> bool:
+    """Not by `Recipe.of`, which refuses the recipe of a later version."""
+    return plans.get(RECIPE, {}).get("mirror", Recipe.mirror)
+
+
+def _by_mirroring(mirrors: bool) -> str:
+    return "with mirroring" if mirrors else "without mirroring (--no-mirror)"
 
 
 def _made_of(plans: dict, name: str) -> dict:
@@ -67,10 +83,3 @@ def _with_named_decoder(architecture: dict) -> dict:
     if not isinstance(decoder := arguments.get("decoder"), str):
         return architecture
     return architecture | {"arch_kwargs": arguments | {"decoder": {"name": decoder}}}
-
-
-def _agree(a: object, b: object) -> bool:
-    """In all that both say: another version may write more."""
-    if isinstance(a, dict) and isinstance(b, dict):
-        return all(_agree(a[key], b[key]) for key in a.keys() & b.keys())
-    return a == b

@@ -17,6 +17,7 @@ from nnssl.recipe import Recipe
 HEADS = ".seg_layers."  # in the names of the layers that give the logits
 PARTS = 5  # of the encoder: the patch embedding and four stages
 BETAS = (0.9, 0.98)  # as nnU-Net's own transformer trainers
+OF_RECIPE = ("lr_scale", "weight_decay")  # entries of a group
 
 
 def parameter_groups(network: SwinUNETR, recipe: Recipe, pretrained: bool = True) -> list[dict]:
@@ -117,14 +118,37 @@ def optimise(
     """AdamW and its schedule; the gradient is clipped to `recipe.clip` as a part of each step.
 
     A hook clips, because nnU-Net's own `train_step` clips to a fixed 12, which the hook then
-    undercuts. Parameters with learning rate 0 are excluded.
+    undercuts. Parameters with learning rate 0 are excluded. A state that is loaded brings its
+    moments, while rates and decay remain those of `recipe`; `load_state_dict` raises ValueError
+    where the groups of the saved recipe are others.
     """
     groups = parameter_groups(network, recipe, pretrained)
     fused = device.type in ("cpu", "cuda")
     optimizer = torch.optim.AdamW(groups, lr=recipe.lr, betas=BETAS, fused=fused)
     scheduled = schedule(optimizer, recipe)  # its hook goes first: the clipping needs the rates
     optimizer.register_step_pre_hook(lambda *_: _clip_gradient(optimizer, recipe.clip))
+    optimizer.register_load_state_dict_pre_hook(_with_own_recipe)
     return optimizer, scheduled
+
+
+def _with_own_recipe(optimizer: torch.optim.Optimizer, state: dict) -> dict:
+    """`state` with the rates and the decay of the optimiser's own groups: the plans may have been
+    made again since it was saved.
+    """
+    ours, saved = optimizer.param_groups, state["param_groups"]
+    if [len(group["params"]) for group in ours] != [len(group["params"]) for group in saved]:
+        raise ValueError(
+            f"the recipe in the plans makes {len(ours)} groups of parameters, but this training "
+            f"was saved with {len(saved)} other ones. A training can be continued with other "
+            "rates, but --weight-decay and --encoder-lr cannot change from or to 0, nor "
+            "--layer-decay and --head-lr from or to 1. Repeat nnssl_plan with their former "
+            "values, or start this fold again without --c"
+        )
+    groups = [
+        there | {key: here[key] for key in OF_RECIPE}
+        for here, there in zip(ours, saved, strict=True)
+    ]
+    return state | {"param_groups": groups}
 
 
 def _clip_gradient(optimizer: torch.optim.Optimizer, most: float) -> None:
@@ -136,9 +160,10 @@ def describe_recipe(recipe: Recipe, pretrained: bool) -> str:
     """Line for the log: the resolved recipe of this training."""
     return (
         f"Recipe: {recipe.total} iterations, {recipe.warmup} of them warm-up; learning rate "
-        f"{recipe.lr:g}, scaled by {recipe.encoder_scale(pretrained):g} for the encoder and by "
-        f"{recipe.head_lr:g} for the heads; drop path {recipe.stochastic_depth:g}; average of the "
-        f"weights {recipe.average or 'off'}"
+        f"{recipe.lr:g}, scaled by {recipe.encoder_scale(pretrained):g} for the encoder (layer "
+        f"decay {recipe.layer_decay:g}) and by {recipe.head_lr:g} for the heads; weight decay "
+        f"{recipe.weight_decay:g}; drop path {recipe.stochastic_depth:g}; average of the weights "
+        f"{recipe.average or 'off'}"
     )
 
 

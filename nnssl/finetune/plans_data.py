@@ -40,6 +40,37 @@ def data_settings(plans: Mapping, configuration: Mapping) -> dict:
     }
 
 
+def changed_settings(theirs: Mapping, ours: Mapping) -> list[str]:
+    """The entries of two `data_settings` that differ in what both say."""
+    return [key for key in ours if not agree(theirs[key], ours[key])]
+
+
+def agree(a: object, b: object) -> bool:
+    """In all that both say: another version may write more."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        return all(agree(a[key], b[key]) for key in a.keys() & b.keys())
+    return a == b
+
+
+def require_data_of_model(plans: dict, name: str, saved: dict) -> None:
+    """Raises ChangedPlansError where configuration `name` of `plans` is of other data than in
+    `saved`, the plans in a model's own checkpoint: its network is restored with the intensity map
+    of the data that it was trained on.
+    """
+    theirs, ours = (data_settings(each, resolve(each, name)) for each in (saved, plans))
+    if changed := changed_settings(theirs, ours):
+        raise ChangedPlansError(_says_other_data(plans["plans_name"], name, changed))
+
+
+def _says_other_data(plans_name: str, name: str, changed: list[str]) -> str:
+    return (
+        f"{name} of plans {plans_name} is of other data than this model was trained on: "
+        f"{', '.join(changed)} changed. To continue or validate the model, give the plans their "
+        "former content and preprocess by them; to train on the new data, choose another name: "
+        "nnssl_plan -d DATASET -c CHECKPOINT --name NAME, and train with -p NAME"
+    )
+
+
 def _intensities_used(plans: Mapping, configuration: Mapping) -> dict:
     """Of the channels that are normalised by them."""
     known = plans.get(INTENSITIES, {})
@@ -90,5 +121,9 @@ def _says_changed(folder: Path, name: str, owner: str, changed: list[str]) -> st
     return (
         f"plans {name} use the data of {owner}, which have been planned again since: "
         f"{', '.join(changed)} changed. Make these plans again, by the same nnssl_plan, and "
-        f"preprocess what it names; or give {folder / owner}.json back its former content"
+        f"preprocess what it names; or give {folder / owner}.json back its former content. Plans "
+        "moved here from another dataset need a new name, which gives them data of their own: "
+        "nnUNetv2_move_plans_between_datasets ... -tp NAME. If these were preprocessed here, the "
+        f"data of {owner} have been overwritten: repeat nnUNetv2_preprocess -d {folder.name} "
+        f"-plans_name {owner}"
     )

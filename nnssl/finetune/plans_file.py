@@ -5,7 +5,7 @@ checkpoint after it.
 from __future__ import annotations
 
 from nnssl import checkpoint
-from nnssl.finetune.architecture import DECODER, INFO, architecture, is_ours, steps_of
+from nnssl.finetune.architecture import BASE, DECODER, INFO, RECIPE, architecture, is_ours, steps_of
 from nnssl.finetune.checkpoint_choice import (
     CheckpointChoice,
     OriginError,
@@ -37,6 +37,17 @@ def require_architecture(resolved: dict, why_not: Exception | None) -> None:
     """Raise the stored error of `resolve_architecture`, now that the network is needed."""
     if not is_ours(resolved):
         raise why_not or OriginError("these plans name a network of another package")
+
+
+def require_nnunets_network(plans: dict, name: str) -> None:
+    """Raises ValueError where configuration `name` of `plans` names our network."""
+    if is_ours(resolve(plans, name)):
+        raise ValueError(
+            f"plans {plans['plans_name']} name the network of nnssl-swin, but this trainer trains "
+            f"nnU-Net's own: train with -p {BASE}, or with a copy of {BASE}.json under another "
+            f'name ("plans_name" as well) with the entry {RECIPE} of these plans, for as many '
+            "iterations. The same network from a random start is -tr SwinScratchTrainer"
+        )
 
 
 def restore_plans(plans: dict, resolved: dict, name: str, saved: dict) -> None:

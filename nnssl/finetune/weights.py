@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import cast
 
+from torch.nn.parallel import DistributedDataParallel
+
 from nnssl import checkpoint, weights
 from nnssl.finetune.architecture import INFO, as_read, describe_map, is_ct
 from nnssl.finetune.checkpoint_choice import NoCheckpointError, OriginError, choose
@@ -137,6 +139,16 @@ def unwrap(network: object) -> SwinUNETR:
     network = getattr(network, "module", network)
     # neither of the two says what it wraps
     return cast("SwinUNETR", getattr(network, "_orig_mod", network))
+
+
+def stop_broadcasts(network: object) -> None:
+    """Let each process of DDP predict by itself, until the next step of a training.
+
+    The first forward pass of DDP sends the buffers of the network to all processes, and waits for
+    those that have nothing to predict. DDP itself sends none after a pass without gradients.
+    """
+    if isinstance(network, DistributedDataParallel):
+        network.require_forward_param_sync = False
 
 
 def _round(numbers: list[float]) -> list[float]:

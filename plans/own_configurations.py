@@ -1,0 +1,36 @@
+"""Configurations that a user has added to plans of `nnssl_plan`: they are kept when the plans are
+made again, as nnU-Net keeps them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+PLANNED_NAMES = ("2d", "3d_fullres", "3d_lowres", "3d_cascade_fullres")  # nnU-Net's own
+BASED_ON = ("inherits_from", "previous_stage")
+
+
+def keep_own_configurations(plans: dict, before: Mapping) -> None:
+    """Add to `plans`, in place, the user's configurations of `before`, the plans of the same name;
+    empty where there are none. Raises ValueError where one is based on a configuration that is no
+    longer planned.
+    """
+    new = plans["configurations"]
+    own = {
+        name: entry
+        for name, entry in before.get("configurations", {}).items()
+        if name not in (*new, *PLANNED_NAMES)
+    }
+    for name, entry in own.items():
+        _require_bases(name, entry, {**new, **own}, plans["plans_name"])
+    new.update(own)
+
+
+def _require_bases(name: str, entry: Mapping, known: Mapping, plans_name: str) -> None:
+    bases = (entry.get(key) for key in BASED_ON)
+    if missing := [base for base in bases if base is not None and base not in known]:
+        raise ValueError(
+            f"plans {plans_name} have a configuration {name}, added by hand, which is based on "
+            f"{missing[0]}; that is not planned now. Nothing was written. Choose another --name, "
+            f"or remove {name} from the plans"
+        )

@@ -1,0 +1,132 @@
+"""What `nnssl_plan` says of the plans that it has written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from nnssl import files, weights
+from nnssl.finetune.architecture import INFO, PLANNED, RECIPE, is_ct, is_ours
+from nnssl.finetune.plans_file import resolve
+from nnssl.plans.cautions import cautions, fold_to_train
+from nnssl.plans.plans_request import PlansRequest
+
+
+def describe_plans(path: Path, request: PlansRequest, before: Mapping | None = None) -> str:
+    """What was written, how it differs from the plans of this name `before`, and the commands to
+    type next.
+    """
+    plans, folder = files.read_json(path), path.parent
+    fits = plans[PLANNED]["checkpoint_fits"] if INFO in plans else list(plans["configurations"])
+    entries = plans["configurations"].items()
+    named = {name: resolve(plans, name) for name, own in entries if "architecture" in own}
+    lines = [
+        str(path),
+        *_about_checkpoint(plans),
+        f"  decoder {_decoder_of(plans)}; {_recipe_of(plans)}",
+        *(_about_configuration(name, own, name in fits) for name, own in named.items()),
+        *_changes(before or {}, plans),
+        *_preprocessing_lines(named, folder, request),
+        *_warnings(folder, plans),
+        _training_line(plans, fits, folder, request),
+    ]
+    return "\n".join(lines)
+
+
+def _changes(before: Mapping, plans: Mapping) -> list[str]:
+    """A line per setting: a flag that is left out returns to its default."""
+    then, now = _settings(before), _settings(plans)
+    return [
+        f"  changed: {key} from {then[key]} to {now[key]}"
+        for key in now
+        if key in then and then[key] != now[key]
+    ]
+
+
+def _settings(plans: Mapping) -> dict[str, str]:
+    """As they are shown, by name: recipe, checkpoint, and each configuration's own."""
+    return {
+        **{key: _or_default(value) for key, value in plans.get(RECIPE, {}).items()},
+        "checkpoint": plans.get(INFO, {}).get("checkpoint_path", "none"),
+        **{
+            f"{name} {key}": _by(value) if isinstance(value, list) else str(value)
+            for name, entry in plans.get("configurations", {}).items()
+            for key, value in entry.items()
+            if key in ("patch_size", "batch_size", "spacing")
+        },
+    }
+
+
+def _or_default(value: object) -> str:
+    return "the default" if value is None else str(value)
+
+
+def _warnings(folder: Path, plans: dict) -> list[str]:
+    found = cautions(folder, plans)
+    return [f"WARNING: {caution.says}:\n  {caution.remedy}" for caution in found]
+
+
+def _preprocessing_lines(configurations: dict, folder: Path, request: PlansRequest) -> list[str]:
+    """None where the data of all are there."""
+    missing = _unpreprocessed(configurations, folder)
+    if not missing:
+        return []
+    which = f"-plans_name {request.name} -c {' '.join(missing)}"
+    return [f"Preprocess: nnUNetv2_preprocess -d {request.dataset} {which}"]
+
+
+def _unpreprocessed(configurations: dict, folder: Path) -> list[str]:
+    data = {name: folder / entry["data_identifier"] for name, entry in configurations.items()}
+    return [name for name, path in data.items() if not path.is_dir()]
+
+
+def _about_checkpoint(plans: dict) -> list[str]:
+    info = plans.get(INFO)
+    if not info:
+        return ["  no checkpoint"]
+    about = weights.about(info["sha256"], is_ct(plans))
+    return [f"  checkpoint {info['checkpoint_path']} (sha256 {info['sha256'][:12]})", *about]
+
+
+def _recipe_of(plans: dict) -> str:
+    numbers = plans[RECIPE].items()
+    return ", ".join(f"{key} {value}" for key, value in numbers if value is not None)
+
+
+def _about_configuration(name: str, configuration: dict, fits: bool) -> str:
+    line = (
+        f"  {name}: patch {_by(configuration['patch_size'])}, batch "
+        f"{configuration['batch_size']}, spacing {_by(configuration['spacing'])}, data "
+        f"{configuration['data_identifier']}{_strides(configuration)}"
+    )
+    return line if fits else f"{line} (the checkpoint does not fit: SwinScratchTrainer only)"
+
+
+def _training_line(plans: dict, fits: list[str], folder: Path, request: PlansRequest) -> str:
+    """For the first configuration that the checkpoint fits; where it fits none, the first."""
+    known = plans["configurations"]
+    names = [name for name in ("3d_fullres", *fits, *known) if name in known]
+    first = next(name for name in names if name in fits or not fits)
+    trainer = "SwinSSLTrainer" if plans.get(INFO) and fits else "SwinScratchTrainer"
+    return (
+        f"Train with: nnUNetv2_train {request.dataset} {first} {fold_to_train(folder)} "
+        f"-tr {trainer} -p {request.name}"
+    )
+
+
+def _decoder_of(plans: dict) -> str:
+    """The decoder of the configurations, and whether its weights are pretrained."""
+    ours = next(entry for entry in plans["configurations"].values() if is_ours(entry))
+    options = ours["architecture"]["arch_kwargs"]["decoder"]
+    pretrained = plans.get(INFO, {}).get("decoder") == options
+    return options["name"] + (" (pretrained)" if pretrained else "")
+
+
+def _strides(configuration: dict) -> str:
+    steps = configuration["architecture"]["arch_kwargs"]["encoder"]["steps"]
+    by_step = " ".join("x".join(map(str, step)) for step in steps)
+    return f", steps {by_step} (as read)" if steps else ""
+
+
+def _by(numbers: list) -> str:
+    return " x ".join(f"{number:g}" for number in numbers)
