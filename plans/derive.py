@@ -42,7 +42,7 @@ OF_A_NETWORK = {"architecture", "spacing", "patch_size", "normalization_schemes"
 
 def derive(request: PlansRequest) -> Path:
     """Write the plans file and return its path. Earlier plans of this name are overwritten, but for
-    the configurations that a user has added to them. Raises ValueError and FileNotFoundError, whose
+    the configurations that a user has added to them. Raises ValueError and FileNotFoundError; their
     messages say what to type.
     """
     check_request(request)

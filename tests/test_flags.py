@@ -44,7 +44,7 @@ LINES = {
         ],
     ),
     "plan": (
-        "nnssl.plans.derive.derive",
+        "nnssl.plans.derive.earlier_plans",  # the first that is given the request
         [
             "-d 501",
             "-d Dataset501_A -c a.pth -a tiny -gpu_memory_target 11.5 --spacing pretraining "

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def plans_of(mean: float, channels: int = 1) -> dict:
-    """Of a dataset whose foreground has this mean."""
+    """Of a dataset with this mean of the foreground."""
     plans = synthetic_plans(schemes=("CTNormalization",) * channels)
     for properties in plans["foreground_intensity_properties_per_channel"].values():
         properties["mean"] = mean
