@@ -123,7 +123,7 @@ class SwinTrainer(DefaultNetworkTrainer):
         if self.watch is not None:
             self.watch.end()
         super().load_checkpoint(filename_or_checkpoint)
-        self.average.use()  # as saved; the next epoch of a training goes on with the raw weights
+        self.average.use()  # as saved; the next epoch of a training continues with the raw weights
 
     def _restore_plans(self, checkpoint: dict | str) -> None:
         plans, resolved = self.plans_manager.plans, self.configuration_manager.configuration

@@ -42,13 +42,13 @@ def data_settings(plans: Mapping, configuration: Mapping) -> dict:
 
 def changed_settings(theirs: Mapping, ours: Mapping) -> list[str]:
     """The entries of two `data_settings` that differ in what both say."""
-    return [key for key in ours if not agree(theirs[key], ours[key])]
+    return [key for key in ours if not _agree(theirs[key], ours[key])]
 
 
-def agree(a: object, b: object) -> bool:
+def _agree(a: object, b: object) -> bool:
     """In all that both say: another version may write more."""
     if isinstance(a, dict) and isinstance(b, dict):
-        return all(agree(a[key], b[key]) for key in a.keys() & b.keys())
+        return all(_agree(a[key], b[key]) for key in a.keys() & b.keys())
     return a == b
 
 

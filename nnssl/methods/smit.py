@@ -59,7 +59,7 @@ from nnssl.views.spatial import crop_size, cut, draw_offset, per_scan
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
 
-IMAGE_MAP = 3  # the number of the map whose mean stands for a whole view
+IMAGE_MAP = 3  # the number of the map that is averaged to stand for a whole view
 
 
 @dataclass(frozen=True)

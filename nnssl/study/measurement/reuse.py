@@ -4,7 +4,7 @@
 
 Few and many are the smallest and the largest budget that is done. All is read from the runs'
 job.json and nnU-Net's folders. What results.jsonl has already is not measured again, unless the
-runs have been trained again or another number of volumes is asked for.
+runs have been trained again or another number of volumes is given.
 """
 
 from __future__ import annotations
