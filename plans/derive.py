@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nnssl import files
+from nnssl.data.raw_datasets import chosen_channels, is_ct_name
 from nnssl.encoder.presets import preset
 from nnssl.finetune import checkpoint_choice
 from nnssl.finetune.architecture import (
@@ -24,6 +25,7 @@ from nnssl.finetune.architecture import (
     PLANNED,
     RECIPE,
     architecture,
+    is_ct,
     is_ours,
 )
 from nnssl.finetune.plans_file import resolve
@@ -74,13 +76,17 @@ def earlier_plans(request: PlansRequest) -> dict:
 
 
 def _start(request: PlansRequest, folder: Path, base: dict | None) -> PlannedStart:
-    """The preset's or the checkpoint's; of released weights that of the images' dimensions."""
+    """The preset's or the checkpoint's; of released weights that of the images' dimensions and
+    modality.
+    """
     from nnssl.plans.planner import PlannedStart
 
     if request.preset:
         return PlannedStart(preset(request.preset))
-    flat = _takes_released(request) and _are_slices(request, folder, base)
-    return PlannedStart.of(request.checkpoint, 2 if flat else 3)
+    if not _takes_released(request):
+        return PlannedStart.of(request.checkpoint)
+    dims = 2 if _are_slices(request, folder, base) else 3
+    return PlannedStart.of(dims=dims, is_ct=_any_is_ct(folder, base))
 
 
 def _takes_released(request: PlansRequest) -> bool:
@@ -93,6 +99,14 @@ def _are_slices(request: PlansRequest, folder: Path, base: dict | None) -> bool:
     if base:
         return all(_dims(base["configurations"], name) == 2 for name in base["configurations"])
     return all(shape[0] == 1 for shape in _fingerprint(request, folder)["shapes_after_crop"])
+
+
+def _any_is_ct(folder: Path, base: dict | None) -> bool:
+    """Whether any channel of these images is CT."""
+    if base:
+        return is_ct(base)
+    names = chosen_channels(Path(os.environ[RAW], folder.name), None)
+    return any(map(is_ct_name, names.values()))
 
 
 def _fingerprint(request: PlansRequest, folder: Path) -> dict:

@@ -22,6 +22,7 @@ from nnunetv2.utilities.json_export import recursive_fix_for_json_export
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from nnssl import checkpoint, files
+from nnssl.data.raw_datasets import is_ct_name
 from nnssl.encoder.swin import SwinConfig
 from nnssl.finetune import checkpoint_choice
 from nnssl.finetune.architecture import (
@@ -63,12 +64,13 @@ class PlannedStart:
         return ((self.info or {}).get("decoder") or {"name": DECODER})["name"]
 
     @classmethod
-    def of(cls, named: Path | str | None = None, dims: int = 3) -> PlannedStart:
+    def of(cls, named: Path | str | None = None, dims: int = 3, is_ct: bool = True) -> PlannedStart:
         """From a checkpoint: `named`, or found as the trainers of configurations of as many `dims`
-        find it. Raises NoCheckpointError, CheckpointError.
+        find it for images of which a channel `is_ct` or none. Raises NoCheckpointError,
+        CheckpointError.
         """
         given = {"checkpoint_path": str(named)} if named else {}
-        choice = checkpoint_choice.choose(given, "nnssl_plan -c", dims)
+        choice = checkpoint_choice.choose(given, "nnssl_plan -c", dims, is_ct)
         loaded = checkpoint.load(choice.path)
         return cls(
             loaded.encoder_config, loaded.hu, checkpoint_choice.pretrain_info(choice, loaded)
@@ -101,7 +103,8 @@ class SwinPlanner(ExperimentPlanner):
             overwrite_target_spacing,  # pyright: ignore[reportArgumentType] its default is None
             suppress_transpose,
         )
-        self.start, self.patch = start or PlannedStart.of(), patch
+        is_ct = any(map(is_ct_name, self._channels.values()))
+        self.start, self.patch = start or PlannedStart.of(is_ct=is_ct), patch
         self.decoder = decoder or self.start.decoder
 
     @staticmethod

@@ -346,7 +346,7 @@ def test_without_a_checkpoint_of_ones_own_there_are_the_released_ones(sound, mon
     assert code == 0
     assert "ok    plans that name no checkpoint: " in said
     assert "parcels_tiny" in said
-    assert "; in 2d natural_tiny, default:" in said
+    assert "; where no channel is CT natural_tiny_3d; in 2d natural_tiny, default:" in said
     shutil.copytree(weights.FOLDER, sound["tmp"] / "weights")
     monkeypatch.setattr(weights, "FOLDER", sound["tmp"] / "weights")
     weights.default(2).file.write_bytes(b"")

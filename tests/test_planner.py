@@ -15,7 +15,7 @@ from synthetic_datasets import ID, NAME, synthetic_dataset
 
 from nnssl import cli, files, finetune
 from nnssl.encoder.presets import preset
-from nnssl.finetune.architecture import INFO, PLANNED, RECIPE, is_ours, steps_of
+from nnssl.finetune.architecture import BASE, INFO, PLANNED, RECIPE, is_ours, steps_of
 from nnssl.plans import memory_model
 from nnssl.plans.derive import PlansRequest, derive
 from nnssl.plans.patch import plan_batch, plan_patch
@@ -126,6 +126,20 @@ def test_data_are_shared_with_nnunets_plans_only_where_both_would_preprocess_the
     assert other["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]["intensity"][
         "scale"
     ] == [150 / 310]
+
+
+@pytest.mark.parametrize("base", [None, BASE])
+def test_volumes_of_other_modalities_are_planned_from_natural_images(nnunet_env, base):
+    from nnunetv2.experiment_planning.plan_and_preprocess_api import plan_experiment_dataset
+
+    from nnssl.plans.planner import SwinPlanner
+
+    synthetic_dataset(nnunet_env, (24, 32, 32), (2.0, 2.0, 2.0), channels=("T1", "T2"))
+    plan_experiment_dataset(ID)
+    plans = files.read_json(derive(PlansRequest(NAME, base=base)))
+    assert plans[INFO]["checkpoint_path"] == "natural_tiny_3d"
+    assert plans[PLANNED]["checkpoint_fits"] == ["3d_fullres"]
+    assert SwinPlanner(NAME).start.info["checkpoint_path"] == "natural_tiny_3d"
 
 
 def test_images_of_slices_are_planned_from_the_2d_weights(nnunet_env, tmp_path):

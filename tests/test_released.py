@@ -64,7 +64,8 @@ def test_nothing_in_them_names_a_machine_or_a_scan(name):
     assert content.keys() == checkpoint.KEYS
     texts = [*_texts([content["header"], content["citations"]]), *content["network_weights"]]
     assert not [text for text in texts if re.search(r"[/\\~]|\.nii|@", text)], texts
-    assert "start" not in content["header"]
+    start = content["header"].get("start", {})
+    assert start.get("checkpoint", "natural_tiny") in NAMES
     with one.file.open("rb") as file:
         said = json.loads(file.read(int.from_bytes(file.read(8), "little")))
     assert said.keys() - content["network_weights"].keys() == {"__metadata__"}
@@ -91,7 +92,7 @@ def test_card_and_configuration_are_those_of_the_file(name):
     assert (config["sha256"], config["header"]) == (loaded.sha256, loaded.header)
     for needed in ("Licence of the ", "**Commands**", "mean Dice", "## Limits"):
         assert needed in text
-    assert ("pretrained without labels" in text) == (name != "natural_tiny")
+    assert ("pretrained without labels" in text) == (not name.startswith("natural_tiny"))
 
 
 def test_the_documented_line_makes_the_same_file(tmp_path, monkeypatch):
@@ -106,6 +107,22 @@ def test_the_documented_line_makes_the_same_file(tmp_path, monkeypatch):
     for path in GIVEN.file.parent.iterdir():
         theirs = Path(nnssl.__file__).parent / "weights" / GIVEN.name / path.name
         assert files.sha256(path) == files.sha256(theirs), path.name
+
+
+def test_the_3d_encoder_of_natural_images_is_the_2d_one_inflated(tmp_path):
+    one = weights.RELEASED[weights.DEFAULT_NOT_CT]
+    about = weights.FOLDER / f"{one.name}.md"
+    request = ConvertRequest(
+        weights.DEFAULT_2D,
+        tmp_path / one.name,
+        dims=3,
+        hub=True,
+        half=True,
+        licence="apache-2.0",
+        about=about,
+    )
+    convert(request)
+    assert files.sha256(tmp_path / one.name / weights.MODEL) == one.sha256
 
 
 def test_half_precision_is_half_the_size_and_within_a_thousandth(tmp_path):
@@ -148,7 +165,8 @@ def test_a_training_starts_from_them_where_nothing_else_is_named(nnunet_env):
     torch.testing.assert_close(network.state_dict()[name], given[name])
 
 
-def test_images_that_are_not_ct_are_told_that_the_weights_are(nnunet_env):
+def test_images_that_are_not_ct_are_warned_of_weights_of_ct(nnunet_env, monkeypatch):
+    monkeypatch.setenv(checkpoint_choice.VARIABLE, GIVEN.name)
     plans = nnunet_plans(("ZScoreNormalization",))
     finetune.resolve_architecture(plans, "3d_fullres")
     network = finetune.build_network(
@@ -156,26 +174,41 @@ def test_images_that_are_not_ct_are_told_that_the_weights_are(nnunet_env):
     )
     lines = "\n".join(finetune.load_named_checkpoint(network, plans))
     assert "WARNING: no channel of this dataset is CT" in lines
-    assert "export nnssl_checkpoint=CHECKPOINT" in lines
+    assert f"export nnssl_checkpoint={weights.DEFAULT_NOT_CT}" in lines
 
 
-@pytest.mark.parametrize("scheme", ["CTNormalization", "ZScoreNormalization"])
-def test_in_2d_a_training_starts_from_natural_images(nnunet_env, scheme):
-    """Whatever the modality: they are of none."""
-    plans, one = nnunet_plans((scheme,)), weights.default(2)
-    finetune.resolve_architecture(plans, "2d")
+@pytest.mark.parametrize(
+    ("configuration", "scheme", "name"),
+    [
+        ("2d", "CTNormalization", "natural_tiny"),
+        ("2d", "ZScoreNormalization", "natural_tiny"),
+        ("3d_fullres", "ZScoreNormalization", "natural_tiny_3d"),
+    ],
+)
+def test_slices_and_other_modalities_start_from_natural_images(
+    nnunet_env, configuration, scheme, name
+):
+    """Photographs are of no modality."""
+    plans, one = nnunet_plans((scheme,)), weights.RELEASED[name]
+    finetune.resolve_architecture(plans, configuration)
     info = plans[INFO]
     assert (info["checkpoint_path"], info["sha256"]) == (one.name, one.sha256)
-    network = finetune.build_network(finetune.resolve(plans, "2d"), 1, 3, deep_supervision=False)
+    resolved = finetune.resolve(plans, configuration)
+    network = finetune.build_network(resolved, 1, 3, deep_supervision=False)
     lines = "\n".join(finetune.load_named_checkpoint(network, plans))
     assert info["matched"] == info["total"]
     assert one.good_for in lines
     assert "WARNING" not in lines
-    assert finetune.intensities(finetune.resolve(plans, "2d"), info) == [
-        "Intensities: as normalised by nnU-Net"
-    ]
-    name = "encoder.layers3.0.blocks.1.attn.qkv.weight"
-    torch.testing.assert_close(network.state_dict()[name], checkpoint.load(one.name).weights[name])
+    assert finetune.intensities(resolved, info) == ["Intensities: as normalised by nnU-Net"]
+    tensor = "encoder.layers3.0.blocks.1.attn.qkv.weight"
+    given = checkpoint.load(one.name).weights[tensor]
+    torch.testing.assert_close(network.state_dict()[tensor], given)
+
+
+def test_one_channel_of_ct_is_enough_for_the_weights_of_ct(nnunet_env):
+    plans = nnunet_plans(("ZScoreNormalization", "CTNormalization"))
+    finetune.resolve_architecture(plans, "3d_fullres")
+    assert plans[INFO]["checkpoint_path"] == GIVEN.name
 
 
 @pytest.mark.parametrize(("configuration", "dims"), [("2d", 2), ("3d_fullres", 3)])

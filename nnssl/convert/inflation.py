@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
-from nnssl import checkpoint
+from nnssl import address, checkpoint
 from nnssl.checkpoint import PREFIX, Checkpoint
 from nnssl.convert import adapt
 from nnssl.convert.opening import ForeignError
@@ -34,5 +35,5 @@ def in_3d(loaded: Checkpoint) -> dict:
     encoder.load_state_dict(adapt.inflated(flat))
     kept = {name: said for name, said in header.items() if name not in ("decoder", "probe")}
     crop = [min(loaded.crop), *loaded.crop]
-    start = loaded.as_start(loaded.path.name)
+    start = loaded.as_start(Path(address.pinned(loaded.path, loaded.path)).name)
     return checkpoint.pack(encoder, {**kept, "crop": crop, "start": start}, loaded.citations)

@@ -138,6 +138,11 @@ def chosen_channels(dataset: Path, wanted: Sequence[int] | None) -> dict[int, st
     return {number: names[number] for number in sorted(chosen)}
 
 
+def is_ct_name(channel: str) -> bool:
+    """Whether a channel of this name is CT, by nnU-Net's own rule."""
+    return channel.lower() == "ct"
+
+
 def _numbered_channels(names: dict[int, str]) -> str:
     return ", ".join(f"{number} ({name})" for number, name in sorted(names.items()))
 

@@ -192,8 +192,15 @@ def _default_checkpoint() -> str:
     if address.is_address(named):
         return f"{named}, fetched where it is used"
     choice = checkpoint_choice.choose({})
-    in_2d = f"; in 2d {checkpoint_choice.choose({}, dims=2).named}" if choice.default else ""
-    return f"{_checkpoint_summary(_load(choice.path))}{in_2d}, {choice.named_by}"
+    others = _other_defaults() if choice.default else ""
+    return f"{_checkpoint_summary(_load(choice.path))}{others}, {choice.named_by}"
+
+
+def _other_defaults() -> str:
+    """The released weights of images other than CT in 3D. Raises where they are damaged."""
+    flat = checkpoint_choice.choose({}, dims=2).named
+    not_ct = checkpoint_choice.choose({}, is_ct=False).named
+    return f"; where no channel is CT {not_ct}; in 2d {flat}"
 
 
 def _load(path: Path) -> checkpoint.Checkpoint:

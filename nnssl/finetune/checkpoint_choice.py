@@ -44,12 +44,14 @@ class CheckpointChoice:
     default: bool = False  # nothing was named or found: released weights
 
 
-def choose(info: Mapping, source: str = "the plans", dims: int = 3) -> CheckpointChoice:
+def choose(
+    info: Mapping, source: str = "the plans", dims: int = 3, is_ct: bool = True
+) -> CheckpointChoice:
     """The checkpoint to start from. Addresses are fetched.
 
     info: the plans' `pretrain_info`, or what takes its part; `source` is its name in messages. A
-    file that is no longer at its recorded path is searched for by its hash. dims: of the released
-    weights, which are taken where nothing is named or found.
+    file that is no longer at its recorded path is searched for by its hash. dims, is_ct: of the
+    images, for the released weights, which are taken where nothing is named or found.
     Raises NoCheckpointError where a named file is missing, or several are found and none is named;
     AddressError where one cannot be fetched, or released weights are not what was released.
     """
@@ -57,7 +59,7 @@ def choose(info: Mapping, source: str = "the plans", dims: int = 3) -> Checkpoin
         return _named(path, source, info.get("sha256"))
     if path := os.environ.get(VARIABLE):
         return _named(path, f"the variable {VARIABLE}")
-    return _only_one() or _released(source, dims)
+    return _only_one() or _released(source, weights.default(dims, is_ct))
 
 
 def _only_one() -> CheckpointChoice | None:
@@ -72,8 +74,7 @@ def _only_one() -> CheckpointChoice | None:
     return CheckpointChoice(found[0], by) if found else None
 
 
-def _released(source: str, dims: int) -> CheckpointChoice:
-    one = weights.default(dims)
+def _released(source: str, one: weights.Released) -> CheckpointChoice:
     by = f"default: {source} and {VARIABLE} name none, and no {FINAL} exists under {_searched()}"
     return CheckpointChoice(address.released(one.name), by, one.sha256, one.name, default=True)
 

@@ -5,7 +5,16 @@ checkpoint after it.
 from __future__ import annotations
 
 from nnssl import checkpoint
-from nnssl.finetune.architecture import BASE, DECODER, INFO, RECIPE, architecture, is_ours, steps_of
+from nnssl.finetune.architecture import (
+    BASE,
+    DECODER,
+    INFO,
+    RECIPE,
+    architecture,
+    is_ct,
+    is_ours,
+    steps_of,
+)
 from nnssl.finetune.checkpoint_choice import (
     CheckpointChoice,
     OriginError,
@@ -24,7 +33,8 @@ def resolve_architecture(plans: dict, name: str) -> None:
     resolved = resolve(plans, name)
     if is_ours(resolved):
         return
-    choice = choose(plans.get(INFO, {}), dims=len(resolved["patch_size"]))
+    dims = len(resolved["patch_size"])
+    choice = choose(plans.get(INFO, {}), dims=dims, is_ct=is_ct(plans))
     loaded = opened(choice)
     plans[INFO] = {**plans.get(INFO, {}), **pretrain_info(choice, loaded)}
     decoder = loaded.decoder or DECODER

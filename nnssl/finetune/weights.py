@@ -24,7 +24,7 @@ def load_named_checkpoint(network: SwinUNETR, plans: dict, labels: int = 0) -> l
     """
     info = plans.get(INFO, {})
     loaded = _named_checkpoint(info)
-    _require_same_dimensions(loaded, network)
+    _require_same_dimensions(loaded, network, is_ct(plans))
     done = checkpoint.transfer(loaded, network.encoder, labels)
     info.update(sha256=loaded.sha256, matched=done.matched, total=done.total)
     return [
@@ -52,14 +52,17 @@ def _named_checkpoint(info: dict) -> checkpoint.Checkpoint:
     return opened(choose(info))
 
 
-def _require_same_dimensions(loaded: checkpoint.Checkpoint, network: SwinUNETR) -> None:
+def _require_same_dimensions(
+    loaded: checkpoint.Checkpoint, network: SwinUNETR, of_ct: bool
+) -> None:
     theirs, ours = loaded.encoder_config.spatial_dims, network.encoder.config.spatial_dims
     if theirs != ours:
         raise OriginError(
             f"{loaded.path} was pretrained in {theirs}D, but this configuration is {ours}D: train "
             f"a {theirs}D configuration, pretrain in {ours}D (nnssl_pretrain --dims {ours}), use "
-            f"released weights (nnssl_plan -d DATASET -c {weights.default(ours).name} --name NAME, "
-            "and train with -p NAME), or -tr SwinScratchTrainer"
+            "released weights (nnssl_plan -d DATASET -c "
+            f"{weights.default(ours, of_ct).name} --name NAME, and train with -p NAME), or -tr "
+            "SwinScratchTrainer"
         )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from nnssl.data.labelled import Labelled, find_labelled, prepare_labelled
 from nnssl.data.plan import PLAN, Plan
 from nnssl.data.prepare import prepare
-from nnssl.data.raw_datasets import chosen_channels
+from nnssl.data.raw_datasets import chosen_channels, is_ct_name
 from nnssl.train.places import raw_dataset
 from nnssl.train.pretrain_options import Options
 from nnssl.types import PrintFn
@@ -88,7 +88,7 @@ def _require_ct(other: list[str], options: Options) -> None:
 def _channels_are_ct(options: Options, datasets: Sequence[Path]) -> dict[str, bool]:
     """ "channel 0 of Dataset001_Name" -> whether it is CT."""
     return {
-        f"channel {number} of {folder.name}": name.lower() == "ct"
+        f"channel {number} of {folder.name}": is_ct_name(name)
         for folder in datasets
         for number, name in chosen_channels(folder, options.channels).items()
     }

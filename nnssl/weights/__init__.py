@@ -41,7 +41,7 @@ class Released:
         return FOLDER / self.name / CARD
 
 
-DEFAULT, DEFAULT_2D = "parcels_tiny", "natural_tiny"
+DEFAULT, DEFAULT_2D, DEFAULT_NOT_CT = "parcels_tiny", "natural_tiny", "natural_tiny_3d"
 RELEASED = {
     one.name: one
     for one in (
@@ -70,14 +70,28 @@ RELEASED = {
             "other organs, CT in 2D, long trainings",
             of_ct=False,
         ),
+        Released(
+            "natural_tiny_3d",
+            "d8606884b307b2bd415a185883f2b4fd44933269bdaeb963eaf418fdefa6515f",
+            "natural images with labels (CIFAR-10), inflated to 3D, preset tiny (1.8 M "
+            "parameters), encoder alone",
+            "volumes of other modalities than CT, few labels; measured on the hippocampus in MRI",
+            "other organs, long trainings, PET",
+            of_ct=False,
+        ),
     )
 }
 NAMES = ", ".join(RELEASED)
 
 
-def default(dims: int) -> Released:
-    """Those that a training of as many dimensions starts from."""
-    return RELEASED[DEFAULT_2D if dims == 2 else DEFAULT]
+def default(dims: int, is_ct: bool = True) -> Released:
+    """Those that a training of as many dimensions starts from.
+
+    is_ct: whether any channel of its images is CT.
+    """
+    if dims == 2:
+        return RELEASED[DEFAULT_2D]
+    return RELEASED[DEFAULT if is_ct else DEFAULT_NOT_CT]
 
 
 def of_hash(sha256: str) -> Released | None:
@@ -101,7 +115,7 @@ def about(sha256: str, is_ct: bool = True) -> list[str]:
         lines.append(
             f"  WARNING: no channel of this dataset is CT, and {one.name} was pretrained on CT "
             "only. On MRI such weights were no better than a random start, or behind it "
-            "(documentation/mri.md). Train -tr SwinScratchTrainer, or name other weights: "
-            "nnssl_plan -d DATASET -c CHECKPOINT, or export nnssl_checkpoint=CHECKPOINT"
+            "(documentation/mri.md). Start from natural images: nnssl_plan -d DATASET -c "
+            f"{DEFAULT_NOT_CT}, or export nnssl_checkpoint={DEFAULT_NOT_CT}"
         )
     return lines
