@@ -25,7 +25,7 @@ def describe_plans(path: Path, request: PlansRequest, before: Mapping | None = N
         *_about_checkpoint(plans),
         f"  decoder {_decoder_of(plans)}; {_recipe_of(plans)}",
         *(_about_configuration(name, own, name in fits) for name, own in named.items()),
-        *_changes(before or {}, plans),
+        *(_changes(before, plans) if before else ()),
         *_preprocessing_lines(named, folder, request),
         *_warnings(folder, plans),
         _training_line(plans, fits, folder, request),

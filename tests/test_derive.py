@@ -196,7 +196,8 @@ def test_configurations_that_inherit_have_a_network_of_their_own_spacing(
 def test_plans_made_again_keep_added_configurations_and_say_what_changed(
     planned_dataset, monkeypatch, capsys
 ):
-    assert run_plan(monkeypatch, "-d", DATASET, "-a", "tiny", "--no-mirror", "--lr", 1e-3) == 0
+    arguments = ("-c", "parcels_tiny", "--batch-size", 2, "--no-mirror", "--lr", 1e-3)
+    assert run_plan(monkeypatch, "-d", DATASET, *arguments) == 0
     assert "changed" not in capsys.readouterr().out
     path = planned_dataset / "nnUNetSwinPlans.json"
     plans = files.read_json(path)
@@ -213,6 +214,7 @@ def test_plans_made_again_keep_added_configurations_and_say_what_changed(
         "mirror from False to True",
         "lr from 0.001 to 0.0005",
         "epochs from 1000 to 1500",
+        "checkpoint from parcels_tiny to none",
         "3d_fullres batch_size from 2 to 3",
     ):
         assert f"  changed: {line}\n" in said
