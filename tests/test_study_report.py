@@ -16,7 +16,7 @@ import synthetic_results
 from synthetic_results import case_row, run_row
 
 from nnssl import cli, files
-from nnssl.study.report import efficiency, feature_reuse, scores, write
+from nnssl.study.report import drawing, efficiency, feature_reuse, scores, write
 from nnssl.study.report.page import Section, Tile, Tiles
 from nnssl.study.report.page import page as page_of
 from nnssl.study.report.results import Group, Results, ResultsError
@@ -225,13 +225,109 @@ def test_heat_maps_are_means_over_the_seeds():
         "columns": ["patch embedding", "stage 1 block 1"],
         "volumes": 5,
     }
-    runs = [run_row("t__a__2__0", "t", "a", 2, 0)]
+    runs = [run_row(f"t__a__2__{seed}", "t", "a", 2, seed) for seed in (0, 1)]
     two = [{**row, "seed": 0, "values": [[0.2, None]]}, {**row, "seed": 1, "values": [[0.4, 0.5]]}]
     (pair,) = feature_reuse.pairs(Results([*runs, *two]))
     assert pair.values.iloc[0, 0] == pytest.approx(0.3)
     assert np.isnan(pair.values.iloc[0, 1])
     assert pair.same() == {"patch embedding": pytest.approx(0.3)}
     assert (pair.seeds, pair.volumes) == (2, 10)
+
+
+def test_reuse_of_runs_that_no_longer_count_is_left_out():
+    rows = synthetic_results.rows(**SMALL)
+    for row in rows:
+        if row["kind"] == "run" and row["run"] == "organs__smit__2__1":
+            row |= {"state": "failed", "reason": "trained with other settings"}
+    results = Results(rows)
+    named = {(row.task, name, row.seed) for row in results.cka for name in row.encoders}
+    assert ("organs", "smit 2", 0) in named
+    assert ("organs", "smit 2", 1) not in named
+    heads = {(row.task, row.arm, row.budget, row.seed) for row in results.attention}
+    assert ("organs", "smit", 2, 0) in heads
+    assert ("organs", "smit", 2, 1) not in heads
+
+
+def test_what_an_earlier_report_had_and_this_one_has_not_is_removed(tmp_path):
+    rows = synthetic_results.rows(**SMALL)
+    written(tmp_path, rows)
+    tables, plots = tmp_path / "report" / "tables", tmp_path / "report" / "plots"
+    assert (tables / "comparisons.csv").is_file()
+    for row in rows:
+        if row["kind"] == "run" and row["arm"] == "scratch":
+            row |= {"state": "failed", "reason": "killed"}
+    written(tmp_path, rows)
+    assert not (tables / "comparisons.csv").exists()
+    assert not (plots / "differences.svg").exists()
+    assert (tables / "scores.csv").is_file()
+
+
+def _differing(values: list[list[float]]) -> scores.Comparison:
+    """Of an arm whose differences to scratch are these, by seed and case."""
+    rows = []
+    for seed, differences in enumerate(values):
+        for arm, gains in (("scratch", [0.0] * len(differences)), ("smit", differences)):
+            run = f"t__{arm}__2__{seed}"
+            rows.append(run_row(run, "t", arm, 2, seed))
+            rows += [case_row(run, f"c{n}", "l", 0.5 + g) for n, g in enumerate(gains)]
+    (compared,) = scores.compare_with_scratch(Results(rows))
+    return compared
+
+
+def test_one_outlier_does_not_turn_worse_into_better():
+    compared = _differing([[-0.01] * 19 + [0.7]])
+    assert compared.adjusted < 0.05
+    assert compared.difference.mean > 0
+    assert (compared.differs, compared.is_better, compared.is_worse) == (False, False, False)
+
+
+def test_what_differs_from_training_to_training_is_no_difference_of_arms():
+    """All cases of a training move together: the test over cases alone is then certain."""
+    cases = np.linspace(-0.002, 0.002, 20)
+    compared = _differing([list(cases + shift) for shift in (-0.01, 0.03, 0.0)])
+    assert compared.seeds == 3
+    assert compared.adjusted < 0.05
+    assert not compared.differs
+    alike = _differing([list(cases + shift) for shift in (0.02, 0.03, 0.025)])
+    assert (alike.differs, alike.is_better) == (True, True)
+
+
+def test_of_one_subject_there_is_no_interval(tmp_path):
+    rows = [row for row in by_hand() if row.get("case", "a") == "a"]
+    interval = Results(rows).scores(Group("t", "smit", 2), "dice").interval
+    assert interval.mean == pytest.approx(0.65)
+    assert np.isnan([interval.low, interval.high]).all()
+    assert "0.650<" in written(tmp_path, rows).read_text(encoding="utf-8")
+
+
+def test_only_seeds_that_both_have_are_compared_in_convergence():
+    """The arm has the easy draw alone: it is no faster than scratch there."""
+    rows = synthetic_results.rows(**SMALL | {"tasks": {"organs": "CT"}}, reuse_too=False)
+    rows = [row for row in rows if row.get("run") != "organs__smit__2__1"]
+    for row in rows:
+        if row["kind"] == "epoch" and "__2__" in row["run"]:
+            row["dice"] = 0.1 + 0.1 * row["epoch"] if row["run"].endswith("0") else 0.01
+    (ratios,) = {tuple(row[7:]) for row in efficiency.speed(Results(rows)).rows
+                 if row[1:3] == ["2", "smit"]}  # fmt: skip
+    assert ratios == (1.0, pytest.approx(1.0, rel=0.5), "1 of 1")
+
+
+def test_rows_that_do_not_say_their_labelled_cases_have_a_report(tmp_path):
+    rows = synthetic_results.rows(**SMALL)
+    for row in rows:
+        row.pop("cases", None)
+    assert "Labels saved" not in written(tmp_path, rows).read_text(encoding="utf-8")
+
+
+def test_another_network_loses_no_gain_of_a_pretraining():
+    rows = synthetic_results.rows(**SMALL, reuse_too=False)
+    rows[0]["description"]["arms"][1]["start"] = "default"
+    assert {row[0] for row in efficiency.modality(Results(rows)).rows} == set()
+
+
+def test_no_two_of_thirty_arms_look_alike():
+    styles = drawing.style([f"arm {n}" for n in range(30)]).values()
+    assert len({(style["color"], style["marker"]) for style in styles}) == 31
 
 
 def test_any_order_and_any_repetition_of_rows_gives_the_same_files(tmp_path):

@@ -8,6 +8,7 @@ from typing import ClassVar, TypeVar
 
 Budget = int | str  # a number of labelled cases, or "all"
 BASELINE = "scratch"  # the arm that all others are compared with
+PRETRAINED = "pretrained"  # in place of a budget: the encoder before its fine-tuning
 R = TypeVar("R", bound="Row")
 T = TypeVar("T")
 K = TypeVar("K", bound=Hashable)

@@ -73,7 +73,7 @@ class Outcome(NamedTuple):
     @property
     def in_short(self) -> str:
         """The first line of the reason."""
-        return str(self.reason).strip().splitlines()[0]
+        return next(iter(str(self.reason or "").strip().splitlines()), "no reason was noted")
 
 
 @dataclass(frozen=True, kw_only=True)

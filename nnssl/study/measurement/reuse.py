@@ -26,11 +26,10 @@ from nnssl.study.design.description import Study
 from nnssl.study.execution import collect, jobs, runs
 from nnssl.study.execution.jobs import FineTuningJob, training_fingerprint
 from nnssl.study.measurement import features
-from nnssl.study.rows import AttentionRow, Budget, CkaRow, by_size, grouped
+from nnssl.study.rows import PRETRAINED, AttentionRow, Budget, CkaRow, by_size, grouped
 from nnssl.types import PREPROCESSED, PrintFn, Shape
 
 VOLUMES = 50
-PRETRAINED = "pretrained"  # in the place of a budget
 MEASURED = {kind.KIND: kind for kind in (CkaRow, AttentionRow)}
 
 Key = tuple[str | int, ...]

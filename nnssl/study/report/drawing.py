@@ -30,8 +30,8 @@ COLOURS = (
     "#7f3fbf",
     "#4d4d00",
 )
-MARKERS = "osD^vP*Xph"
-SCRATCH = {"color": GREY, "marker": "s"}
+MARKERS = "osD^vP*Xp"  # one fewer, so that colour and marker do not come again together
+SCRATCH = {"color": GREY, "marker": "x"}
 
 
 def style(arms: Sequence[str]) -> dict[str, dict[str, str]]:

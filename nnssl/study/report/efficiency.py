@@ -20,10 +20,10 @@ from nnssl.study.rows import BASELINE, Budget, grouped
 MODALITY = "CT"  # of an arm's pretraining, where the description says nothing
 
 
-def curves_of(results: Results, group: Group) -> list[Curve]:
-    """Of the finished runs that have rows of epochs, by seed."""
-    rows = [results.epochs(run.run) for run in results.done.get(group, ())]
-    return [Curve.of(epochs) for epochs in rows if epochs]
+def curves_of(results: Results, group: Group) -> dict[int, Curve]:
+    """By seed, of the finished runs that have rows of epochs."""
+    rows = {run.seed: results.epochs(run.run) for run in results.done.get(group, ())}
+    return {seed: Curve.of(epochs) for seed, epochs in rows.items() if epochs}
 
 
 SPEED = Table(
@@ -31,11 +31,12 @@ SPEED = Table(
     title="Convergence",
     note=(
         "Epochs and hours of fine-tuning until the validation Dice reaches a fraction of "
-        "scratch's final one (its mean over the seeds); the median over the seeds. A ratio below "
-        "1 is faster than scratch. The Dice is nnU-Net's own while it trains, of random patches: "
-        "good for comparing runs of one task, not with the scores above. From 100 epochs on it is "
-        "averaged over a fiftieth of the training around each epoch. Hours of pretraining are not "
-        "counted. Left out if scratch learnt nothing."
+        "scratch's final one; the median over the seeds that the arm and scratch both have, and "
+        "of these the mean is to be reached. A ratio below 1 is faster than scratch. The Dice is "
+        "nnU-Net's own while it trains, of random patches: good for comparing runs of one task, "
+        "not with the scores above. From 100 epochs on it is averaged over a fiftieth of the "
+        "training around each epoch. Hours of pretraining are not counted. Left out if scratch "
+        "learnt nothing."
     ),
     columns=[
         "task",
@@ -65,13 +66,14 @@ def speed(results: Results) -> Table:
 
 def _speed(results: Results, task: str, budget: Budget) -> Iterator[list[Cell]]:
     scratch = curves_of(results, Group(task, BASELINE, budget))
-    # to reach 90 % of nothing takes no time
-    if not any(curve.final > 0 for curve in scratch):
-        return
     for arm in results.arms:
         curves = curves_of(results, Group(task, arm, budget))
-        for row in convergence(curves, scratch) if curves else ():
-            yield [task, str(budget), arm, *_convergence_cells(row)]
+        seeds = [seed for seed in curves if seed in scratch]
+        theirs = [scratch[seed] for seed in seeds]
+        # to reach 90 % of nothing takes no time
+        if any(curve.final > 0 for curve in theirs):
+            for row in convergence([curves[seed] for seed in seeds], theirs):
+                yield [task, str(budget), arm, *_convergence_cells(row)]
 
 
 def _convergence_cells(row: Convergence) -> list[Cell]:
@@ -87,9 +89,10 @@ def _convergence_cells(row: Convergence) -> list[Cell]:
 
 
 def points(results: Results, task: str, arm: str) -> list[Point]:
-    """Of an arm's budgets in a task."""
-    scored = results.scored_groups(task, arm)
-    return [(results.cases_of(group), results.scores(group, "dice").mean) for group in scored]
+    """Of an arm's budgets in a task, where the number of cases is known."""
+    scored = {group: results.cases_of(group) for group in results.scored_groups(task, arm)}
+    known = {group: cases for group, cases in scored.items() if cases > 0}
+    return [(cases, results.scores(group, "dice").mean) for group, cases in known.items()]
 
 
 LABELS_SAVED = Table(
@@ -207,11 +210,12 @@ def _across(results: Results, arm: str) -> Iterator[list[Cell]]:
 
 def _modalities(results: Results, arm: str) -> list[str]:
     """That of the arm's pretraining; of scratch, which has none, those of the others, so that it is
-    there for each of them to be read against.
+    there for each of them to be read against. None of another network that is not pretrained.
     """
     others = [other for other in results.arms if other != BASELINE]
     arms = (others or [arm]) if arm == BASELINE else [arm]
-    return sorted({results.modality("arms", each) or MODALITY for each in arms})
+    pretrained = [each for each in arms if results.start(each) != "default"]
+    return sorted({results.modality("arms", each) or MODALITY for each in pretrained})
 
 
 def _lost(

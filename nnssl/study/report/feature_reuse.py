@@ -12,7 +12,7 @@ import pandas as pd
 from nnssl.study.report import drawing
 from nnssl.study.report.results import Results
 from nnssl.study.report.tables import Cell, Table
-from nnssl.study.rows import CkaRow, grouped
+from nnssl.study.rows import PRETRAINED, CkaRow, grouped
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -77,7 +77,7 @@ def _pair_sort_key(results: Results, pair: Pair) -> tuple:
     arm, _, budget = pair.first.rpartition(" ")
     return (
         *positions_in_description(results, pair.task, arm),
-        budget != "pretrained",
+        budget != PRETRAINED,
         pair.first,
         pair.second,
     )

@@ -16,6 +16,8 @@ from nnssl.study.report.scores import Comparison, Ranking
 from nnssl.study.report.statistics import Interval, Ranks
 from nnssl.study.rows import BASELINE, Budget
 
+MARKS = 6  # on a training's curve, so that colour is not all that tells arms apart
+
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
     from matplotlib.axes import Axes
@@ -46,6 +48,7 @@ def _against_cases(axes: Axes, results: Results, task: str) -> dict[str, Errorba
 
 def _cases_axis(axes: Axes, cases: list[float]) -> None:
     cases = list(dict.fromkeys(cases))
+    cases = [number for number in cases if number > 0]  # not where it is unknown
     axes.set_xscale("log")
     axes.set_xticks(cases, [f"{n:g}" for n in cases])
     axes.minorticks_off()
@@ -81,9 +84,7 @@ def _aside(results: Results, arm: str) -> float:
 
 
 def differences(made_comparisons: list[Comparison], results: Results) -> Figure | None:
-    """Dice minus scratch's with its interval, a panel per task; filled where it differs after
-    correction.
-    """
+    """Dice minus scratch's with its interval, a panel per task; filled where it differs."""
     shown = _dice_by_task(made_comparisons, results.tasks)
     if not shown:
         return None
@@ -209,7 +210,7 @@ def _plot_training_curves(
     """The line of each arm."""
     lines = {}
     for arm, found in curves.items():
-        lines[arm] = _band(axes, found, styles[arm]["color"])
+        lines[arm] = _band(axes, found, styles[arm])
         if arm == BASELINE:
             _targets(axes, found)
     return lines
@@ -217,18 +218,22 @@ def _plot_training_curves(
 
 def _curves(results: Results, task: str, budget: Budget) -> dict[str, list[Curve]]:
     """By arm, of those that have any."""
-    found = ((arm, curves_of(results, Group(task, arm, budget))) for arm in results.arms)
-    return {arm: curves for arm, curves in found if curves}
+    found = {arm: curves_of(results, Group(task, arm, budget)) for arm in results.arms}
+    return {arm: list(curves.values()) for arm, curves in found.items() if curves}
 
 
-def _band(axes: Axes, curves: list[Curve], colour: str) -> Artist:
+def _band(axes: Axes, curves: list[Curve], style: dict[str, str]) -> Artist:
     """Mean and range of one arm, as far as all of its runs go; the line of the mean."""
     length = min(len(curve.dice) for curve in curves)
     stack = np.stack([curve.dice[:length] for curve in curves])
-    (mean,) = axes.plot(np.arange(1, length + 1), stack.mean(axis=0), color=colour, lw=1.5)
+    epochs, mean = np.arange(1, length + 1), stack.mean(axis=0)
+    every = max(1, length // MARKS)
+    (line,) = axes.plot(
+        epochs, mean, color=style["color"], marker=style["marker"], markevery=every, ms=4, lw=1.5
+    )
     if len(stack) > 1:
-        _shade_range(axes, stack, colour)
-    return mean
+        _shade_range(axes, stack, style["color"])
+    return line
 
 
 def _shade_range(axes: Axes, stack: np.ndarray, colour: str) -> None:

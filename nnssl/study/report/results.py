@@ -22,6 +22,7 @@ from nnssl.study.report.row_parsing import ResultsError, parse_rows
 from nnssl.study.report.statistics import Interval
 from nnssl.study.rows import (
     BASELINE,
+    PRETRAINED,
     AttentionRow,
     Budget,
     CaseRow,
@@ -70,8 +71,6 @@ class Results:
         kept = parse_rows(rows)
         self.study = next(iter(_of(StudyRow, kept)), StudyRow())
         self.runs = {row.run: row for row in _of(RunRow, kept)}
-        self.cka = _of(CkaRow, kept)
-        self.attention = _of(AttentionRow, kept)
         self._epochs = grouped(_of(EpochRow, kept), lambda row: row.run)
         self._cases = _frame(_of(CaseRow, kept))
         self._pivots: dict[tuple[str, str | None], pd.DataFrame] = {}
@@ -79,6 +78,22 @@ class Results:
         self._subjects_of: dict[Group, pd.Series] = {}
         self._scores: dict[tuple[Group, str, str | None], Scores] = {}
         self.done = self._groups()
+        self.cka = [row for row in _of(CkaRow, kept) if self._counts(row)]
+        self.attention = [row for row in _of(AttentionRow, kept) if self._counts(row)]
+
+    def _counts(self, row: CkaRow | AttentionRow) -> bool:
+        """Whether the runs of its networks are there and finished."""
+        return all((row.task, name, row.seed) in self._networks for name in row.encoders)
+
+    @cached_property
+    def _networks(self) -> set[tuple[str, str, int]]:
+        """(task, `<arm> <budget>`, seed) of the finished runs, and of the encoders before them."""
+        done = [run for runs in self.done.values() for run in runs]
+        return {
+            (run.task, f"{run.arm} {budget}", run.seed)
+            for run in done
+            for budget in (run.budget, PRETRAINED)
+        }
 
     @cached_property
     def tasks(self) -> list[str]:
@@ -184,15 +199,24 @@ class Results:
         return self._epochs.get(run, [])
 
     def cases_of(self, group: Group) -> float:
-        """The number of labelled cases that a group was trained with, the mean over its runs."""
-        return float(np.mean([run.cases or 0 for run in self.done[group]]))
+        """The number of labelled cases that a group was trained with, the mean over its runs; NaN
+        where one does not say.
+        """
+        return float(np.mean([run.cases or np.nan for run in self.done[group]]))
 
     def modality(self, kind: str, name: str) -> str | None:
         """Of a task, or of an arm's pretraining, as the description says; None where it says
         nothing.
         """
-        named = [part for part in self._parts(kind) if part.get("name") == name]
-        return named[0].get("modality") if named else None
+        return self._described(kind, name).get("modality")
+
+    def start(self, arm: str) -> str | None:
+        """How the arm's training starts, as the description says."""
+        return self._described("arms", arm).get("start")
+
+    def _described(self, kind: str, name: str) -> dict:
+        """A part of the description; empty where it is not there."""
+        return next((part for part in self._parts(kind) if part.get("name") == name), {})
 
     def _parts(self, kind: str) -> list[dict]:
         parts = (self.study.description or {}).get(kind) or ()

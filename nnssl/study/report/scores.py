@@ -102,13 +102,15 @@ class Comparison:
 
     group: Group
     measure: str
+    seeds: int
     difference: Interval
     test: statistics.Test
     adjusted: float
 
     @property
     def differs(self) -> bool:
-        return self.adjusted < ERROR
+        """By the test, of these trainings, and by the interval, of other draws and trainings."""
+        return self.adjusted < ERROR and self.difference.excludes(0)
 
     @property
     def is_better(self) -> bool:
@@ -125,7 +127,7 @@ class Comparison:
         group, test = self.group, self.test
         return [
             *(*_group_name_cells(group), MEASURES[self.measure], self.difference),
-            *(test.n, test.better, test.worse, test.p, self.adjusted),
+            *(self.seeds, test.n, test.better, test.worse, test.p, self.adjusted),
             "yes" if self.differs else "no",
             test.smallest,
         ]
@@ -143,7 +145,7 @@ def _compare(results: Results, measure: str) -> list[Comparison]:
     tests = [pair.test(measure in SMALLER_IS_BETTER) for pair in pairs.values()]
     adjusted = statistics.holm([test.p for test in tests])
     return [
-        Comparison(group, measure, pair.interval, test, p)
+        Comparison(group, measure, len(pair.seeds), pair.interval, test, p)
         for (group, pair), test, p in zip(pairs.items(), tests, adjusted, strict=True)
     ]
 
@@ -160,11 +162,14 @@ COMPARISONS = Table(
     title="Compared with scratch",
     note=(
         "Arm minus scratch, paired by seed and case. p: Wilcoxon's signed-rank test, two-sided, "
-        "one observation a subject (its cases and seeds averaged). p (Holm): corrected for all "
-        "comparisons of the same measure on this page; “differs” where it is below 0.05. Smallest "
-        "p: the smallest possible value with so few subjects; if it exceeds 0.05 when multiplied "
-        "by the number of comparisons, no difference can be significant, however large. “No” is "
-        "not evidence of equality: read the interval of the difference. For HD95 smaller is better."
+        "one observation per subject (its cases and seeds averaged): it generalises over subjects, "
+        "for these trainings only. p (Holm): corrected for all comparisons of the same measure on "
+        "this page. “Differs” where it is below 0.05 and the interval of the difference, which "
+        "covers subjects and seeds, excludes 0. With one seed the interval covers subjects only. "
+        "Smallest p: the smallest possible value with so few subjects; if it exceeds 0.05 when "
+        "multiplied by the number of comparisons, no difference can be significant, however large. "
+        "“No” is not evidence of equality: read the interval of the difference. For HD95 smaller "
+        "is better."
     ),
     columns=[
         "task",
@@ -172,6 +177,7 @@ COMPARISONS = Table(
         "arm",
         "measure",
         "difference",
+        "seeds",
         "subjects",
         "better",
         "worse",

@@ -24,6 +24,10 @@ class Interval:
     low: float
     high: float
 
+    def excludes(self, value: float) -> bool:
+        """False where there are no bounds."""
+        return value < self.low or value > self.high
+
 
 @dataclass(frozen=True)
 class Test:
@@ -92,11 +96,14 @@ def _drawn(rows: int, columns: int, draws: int, seed: int) -> tuple[np.ndarray, 
 def interval(
     values: np.ndarray, subjects: list[str], draws: int = DRAWS, seed: int = 0
 ) -> Interval:
-    """The mean of [S C] and its percentile interval of `LEVEL`."""
+    """The mean of [S C] and its percentile interval of `LEVEL`; of one subject without bounds."""
     there = ~np.isnan(values)
     if not there.any():
         return Interval(np.nan, np.nan, np.nan)
     mean = float(np.nanmean(values[there.any(axis=1)], axis=1).mean())
+    _, counts = by_subject(values, subjects)
+    if np.count_nonzero(counts.sum(axis=0)) < 2:
+        return Interval(mean, np.nan, np.nan)
     return Interval(mean, *bounds(replicates(values, subjects, draws, seed)))
 
 

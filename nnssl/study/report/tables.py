@@ -101,6 +101,8 @@ def _number_text(number: float, form: str) -> str:
 def _interval_text(interval: Interval, form: str) -> str:
     if isnan(interval.mean):
         return "-"
+    if isnan(interval.low):
+        return f"{interval.mean:{form}}"
     return f"{interval.mean:{form}} [{interval.low:{form}}, {interval.high:{form}}]"
 
 

@@ -45,20 +45,22 @@ def write(rows: Path | str, folder: Path | str) -> Path:
     """
     results, path = Results.of_runs(rows), Path(folder, "report.html")
     name = results.study.name or Path(rows).resolve().parent.name
-    html = _page(f"Study {name}", results, path.parent)
+    report = _Report(path.parent)
+    html = _page(f"Study {name}", results, report)
     with files.atomic(path) as temporary:
         temporary.write_text(html, encoding="utf-8")
+    report.remove_earlier()
     return path
 
 
-def _page(title: str, results: Results, folder: Path) -> str:
-    """The page; its tables and figures are written beside it into `folder`."""
+def _page(title: str, results: Results, report: _Report) -> str:
+    """The page; its tables and figures become files of the report's folder."""
     compared = scores.compare_with_scratch(results)
     return page(
         title,
         _opening_sentences(results, compared),
         _missing(results),
-        _sections(_Report(folder), results, compared),
+        _sections(report, results, compared),
         _study_provenance(results.study),
     )
 
@@ -72,10 +74,20 @@ def _study_provenance(study: StudyRow) -> dict[str, str]:
 
 
 class _Report:
-    """Writes tables and figures beside the page as they come."""
+    """Writes tables and figures into the page's folder as they come."""
 
     def __init__(self, folder: Path) -> None:
         self.tables, self.plots = folder / "tables", folder / "plots"
+        self._written: set[Path] = set()
+
+    def table(self, table: Table) -> None:
+        self._written.add(table.write(self.tables))
+
+    def remove_earlier(self) -> None:
+        """What an earlier report has written and this one has not: it would look current."""
+        there = {*self.tables.glob("*.csv"), *self.plots.glob("*.svg")}
+        for path in there - self._written:
+            path.unlink()
 
     def section(
         self, title: str, tables: list[Table], figures: Figures | None = None, lead: str = ""
@@ -83,7 +95,7 @@ class _Report:
         """Empty tables and figures are left out."""
         tables = [table for table in tables if table.rows]
         for table in tables:
-            table.write(self.tables)
+            self.table(table)
         drawn = [
             (shows, self._write(name, figure))
             for name, (shows, figure) in (figures or {}).items()
@@ -92,9 +104,10 @@ class _Report:
         return Section(title, tables, drawn, lead if tables or drawn else "")
 
     def _write(self, name: str, figure: Figure) -> str:
-        svg = drawing.svg(figure)
-        with files.atomic(files.inside(self.plots, f"{name}.svg")) as temporary:
+        svg, path = drawing.svg(figure), files.inside(self.plots, f"{name}.svg")
+        with files.atomic(path) as temporary:
             temporary.write_text(svg, encoding="utf-8")
+        self._written.add(path)
         return svg
 
 
@@ -122,8 +135,8 @@ def _compared(report: _Report, results: Results, compared: list[Comparison]) -> 
     shows = "Dice minus scratch's with 95 % intervals"
     figures = {"differences": (shows, plots.differences(compared, results))}
     lead = (
-        "Filled marks differ after correction for multiple comparisons; the lines are 95 % "
-        "intervals."
+        "Filled marks differ after correction for multiple comparisons, with an interval without "
+        "0; the lines are 95 % intervals."
     )
     return report.section("Compared with scratch", [scores.comparisons(compared)], figures, lead)
 
@@ -148,7 +161,7 @@ def _convergence(report: _Report, results: Results) -> Section:
 def _reuse(report: _Report, results: Results) -> Section:
     pairs = feature_reuse.pairs(results)
     if pairs:
-        feature_reuse.layers(pairs).write(report.tables)
+        report.table(feature_reuse.layers(pairs))
     drawn = {task: feature_reuse.heat_maps(pairs, task) for task in results.tasks}
     maps = _figures_by_name(drawn, "cka", "CKA by layer")
     lead = "Axes: stages, a cell a block."
@@ -229,7 +242,7 @@ def _verdicts(dice: list[Comparison]) -> list[str]:
     down = sum(c.is_worse for c in dice)
     return [
         f"Of {len(dice)} comparisons of Dice with {BASELINE}, {up} came out better and {down} "
-        "worse after correction,",
+        "worse after correction and with an interval without 0,",
         f"{len(dice) - up - down} are inconclusive.",
     ]
 
