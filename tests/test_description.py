@@ -222,6 +222,10 @@ LAUGHS = "a: &a [1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
     [
         (LAUGHS, "values after expanding aliases"),
         ("a: &a [*a]", "an alias that refers to itself"),
+        ("a: 1\nb: 2\na: 3\n", "line 3: 'a' is there twice"),
+        ("a:\n- {b: 1, b: 2}\n", "line 2: 'b' is there twice"),
+        ("a: 1\ndataset: 010\n", "line 2: YAML does not read 010 as it is written"),
+        ("seeds: [0, 1:30]\n", "line 1: YAML does not read 1:30"),
         ("[" * 5000, "an alias that refers to itself, or thousands of nested lists"),
         ("# " + "x" * 2_000_000, "bytes; allowed are at most"),
         ("a: !!python/object/apply:os.getcwd []", "not YAML"),

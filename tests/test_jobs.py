@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -507,7 +508,7 @@ def test_an_edited_description_does_not_report_runs_of_before_as_its_own(nnunet_
     edited = study(tmp_path, recipe={"epochs": 300})
     (state, reason), earlier = states_of(edited).values()
     assert (state, earlier) == ("failed", ("done", None))
-    assert "other settings than the description says now; put the earlier recipe" in reason
+    assert "other settings than the description says now: recipe" in reason
     assert f"remove runs/{scratch.name} from" in reason
     kinds = [row["kind"] for row in files.read_json_lines(edited.results)]
     assert kinds == ["study", "run", "run", "case"], "the scores of 100 epochs are not those of 300"
@@ -517,6 +518,78 @@ def test_an_edited_description_does_not_report_runs_of_before_as_its_own(nnunet_
     assert files.read_json(path)["described"]
     assert states_of(small_study)[smit.name] == ("done", None), "its rows are not forgotten"
     assert states_of(edited)[smit.name][0] == "failed"
+
+
+STARTS = [
+    {"name": "scratch", "start": "scratch", "like": "smit"},
+    {"name": "smit", "start": "checkpoint", "checkpoint": "smit.pth"},
+]
+
+
+@pytest.mark.parametrize(
+    ("change", "failed"),
+    [
+        ({"tasks": [TASKS[0] | {"fold": 3}]}, {"scratch", "smit"}),
+        ({"tasks": [TASKS[0] | {"validate": "rest"}]}, {"scratch", "smit"}),
+        ({"tasks": [TASKS[0] | {"tolerance": 0.5}]}, {"scratch", "smit"}),
+        ({"folds": [0]}, {"scratch", "smit"}),
+        ({"arms": [STARTS[0], STARTS[1] | {"checkpoint": "b.pth"}]}, {"scratch", "smit"}),
+        ({"arms": [STARTS[0] | {"encoder": "tiny"}, STARTS[1]]}, {"scratch"}),
+        ({"arms": [STARTS[0], STARTS[1] | {"modality": "CT"}]}, set()),
+        ({"device": "cuda", "seeds": [0, 1]}, set()),
+    ],
+)
+def test_runs_of_another_start_or_validation_are_not_reported_as_these(
+    nnunet_env, tmp_path, change, failed
+):
+    small_study = study(tmp_path, arms=STARTS)
+    for run in runs.all_runs(small_study):
+        run.begin(job_with_plans(run))
+        finished(run)
+    assert {state for state, _ in states_of(small_study).values()} == {"done"}
+    edited = study(tmp_path, **{"arms": STARTS} | change)
+    states = {name.split("__")[1]: state for name, (state, _) in states_of(edited).items()
+              if name.endswith("__0")}  # fmt: skip
+    assert {name for name, state in states.items() if state == "failed"} == failed
+
+
+def test_a_description_in_another_folder_is_the_same(nnunet_env, tmp_path):
+    """The path of its checkpoint is another one there."""
+    (tmp_path / "b").mkdir()
+    here, there = study(tmp_path, arms=STARTS), study(tmp_path / "b", arms=STARTS)
+    for one, other in zip(runs.all_runs(here), runs.all_runs(there), strict=True):
+        assert one.conditions == other.conditions
+
+
+def test_another_tolerance_keeps_the_rows_until_there_are_others(nnunet_env, tmp_path):
+    one = fine_tuning(tolerance=2.0)
+    folder, validation = tmp_path / "run", one.training.folder / "validation"
+    jobs.write_job(folder, one)
+    (folder / jobs.ROWS).write_text("{}")
+    jobs.write_outcome(folder, jobs.Outcome("done"))
+    validation.mkdir(parents=True)
+    (validation / "summary.json").write_text("{}")
+    with pytest.raises(StudyError, match=r"2 mm.* 0\.5 mm.*predictions in .* are gone"):
+        jobs.write_job(folder, replace(one, tolerance=0.5))
+    assert jobs.outcome(folder).state == "done"
+    (validation / "a.nii.gz").touch()
+    jobs.write_job(folder, replace(one, tolerance=0.5))
+    assert jobs.outcome(folder).state == "missing"
+    assert (folder / jobs.ROWS).is_file()
+
+
+def test_results_without_the_folder_of_the_runs_stay(nnunet_env, tmp_path, monkeypatch):
+    small_study = study(tmp_path)
+    for run in runs.all_runs(small_study):
+        finished(run)
+    collect.collect(small_study)
+    before = small_study.results.read_text(encoding="utf-8")
+    shutil.rmtree(small_study.runs)
+    monkeypatch.setattr(orchestrate, "prepare_runs", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        orchestrate.run(small_study, None, print)
+    assert small_study.results.read_text(encoding="utf-8") == before
+    assert set(collect.collect(small_study).values()) == {"done"}
 
 
 PRETRAINING = """{

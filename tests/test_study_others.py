@@ -4,6 +4,7 @@ elsewhere.
 
 from __future__ import annotations
 
+import os
 import stat
 import sys
 from pathlib import Path
@@ -79,6 +80,46 @@ def test_nnunets_residual_encoder_is_planned_by_its_own_planner(tmp_path, datase
     assert (written[RECIPE]["epochs"], written[RECIPE]["iterations"]) == (4, 10)
     with pytest.raises(StudyError, match="has no plans nnUNetOther"):
         Dataset("902").commands("3d_fullres", "nnUNetOther")
+
+
+def test_plans_that_somebody_has_written_since_are_made_again(tmp_path, dataset, monkeypatch):
+    """By another study of this name, or by nnssl_plan: their recipe is not this study's."""
+    arms = [{"name": "scratch", "start": "scratch", "encoder": "tiny"}]
+    small_study, typed = study(tmp_path, arms=arms), []
+    planned(dataset, "nnUNetPlans")
+    plans = Plans(ArmOnTask(small_study, small_study.tasks[0], small_study.arms[0]))
+
+    def execute(command, *_):
+        typed.append(command)
+        files.write_json(plans.path, {"recipe": "ours"})
+
+    monkeypatch.setattr(shell, "execute", execute)
+    here = shell.Foreground(tmp_path, print)
+    for _ in range(2):
+        assert plans.provide(here) == {"recipe": "ours"}
+    assert len(typed) == 1
+    files.write_json(plans.path, {"recipe": "of another study"})
+    assert plans.provide(here) == {"recipe": "ours"}
+    assert len(typed) == 2
+    (record,) = (small_study.folder / "plans").iterdir()
+    noted = files.read_json(record)
+    files.write_json(record, {"fingerprint": noted["fingerprint"]})  # as earlier versions did
+    assert plans.provide(here) == {"recipe": "ours"}
+    assert len(typed) == 2
+
+
+def test_plans_by_which_another_study_has_trained_are_refused(tmp_path, dataset, monkeypatch):
+    arms = [{"name": "scratch", "start": "scratch", "encoder": "tiny"}]
+    small_study = study(tmp_path, arms=arms)
+    planned(dataset, "nnUNetPlans")
+    plans = Plans(ArmOnTask(small_study, small_study.tasks[0], small_study.arms[0]))
+    files.write_json(plans.path, {"recipe": "of another study"})
+    model = f"SwinScratchTrainer__{small_study.name}-organs-scratch__3d_fullres"
+    Path(os.environ["nnUNet_results"], DATASET, model).mkdir(parents=True)
+    monkeypatch.setattr(shell, "execute", lambda *_: pytest.fail("nothing is planned"))
+    with pytest.raises(StudyError, match=r"this study did not make them.*another name"):
+        plans.provide(shell.Foreground(tmp_path, print))
+    assert files.read_json(plans.path) == {"recipe": "of another study"}
 
 
 def test_another_networks_plans_make_another_training(tmp_path):

@@ -131,7 +131,6 @@ def _collected(path: Path) -> Study:
     from nnssl.study.execution.collect import collect
 
     described = load_study(path)
-    # elsewhere there are rows alone, which count as they are
-    if (described.folder / "runs").is_dir():
+    if described.runs.is_dir():  # elsewhere there are rows alone
         collect(described)
     return described

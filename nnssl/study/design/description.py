@@ -76,6 +76,11 @@ class Study:
     def results(self) -> Path:
         return self.folder / "results.jsonl"
 
+    @property
+    def runs(self) -> Path:
+        """A folder for each."""
+        return self.folder / "runs"
+
     def arms_of(self, task: Task) -> list[Arm]:
         return [arm for arm in self.arms if not arm.tasks or task.name in arm.tasks]
 

@@ -13,15 +13,20 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from math import inf, nan
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nnssl import address
 from nnssl.options import Option
 from nnssl.weights import RELEASED
 
+if TYPE_CHECKING:
+    from yaml import MappingNode, ScalarNode
+
 # no "__": nnU-Net and the runs' names join by it
 NAME = re.compile(r"[A-Za-z0-9]+([-_][A-Za-z0-9]+)*")
 FILE_NAME = re.compile(r"\w[\w.-]*")  # of plans, configurations and trainers: not a path
 DATASET = re.compile(r"\d{1,4}|Dataset\d{3,4}_\w[\w.-]*")
+MISREAD = re.compile(r"[-+]?0[0-9_]+|.*:.*")  # whole numbers
 LONGEST_NAME = 64  # a run's name joins four of them, and file systems end at 255
 LARGEST_FILE = 1_000_000  # bytes
 MOST_VALUES = 100_000  # in a file, aliases written out
@@ -53,7 +58,9 @@ Reader = Callable[[object, Place], object]
 
 
 def read_yaml(path: Path) -> object:
-    """The content of a YAML file. Raises DescriptionError, also where its aliases are endless."""
+    """The content of a YAML file. Raises DescriptionError, also where its aliases are endless, a
+    key is repeated, or a number is not read as it is written.
+    """
     import yaml
 
     size = path.stat().st_size
@@ -61,7 +68,9 @@ def read_yaml(path: Path) -> object:
         raise DescriptionError(f"{path} has {size} bytes; allowed are at most {LARGEST_FILE}")
     try:
         text = path.read_text(encoding="utf-8")
-        _require_few_values(text, path)
+        document = yaml.compose(text, Loader=yaml.SafeLoader)
+        _require_few_values(document, path)
+        _require_read_as_written(document, path)
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise DescriptionError(f"{path} is not YAML: {error}") from error
@@ -73,10 +82,8 @@ def read_yaml(path: Path) -> object:
         ) from None
 
 
-def _require_few_values(text: str, path: Path) -> None:
-    import yaml
-
-    size = _value_count(yaml.compose(text, Loader=yaml.SafeLoader), {})
+def _require_few_values(document: object, path: Path) -> None:
+    size = _value_count(document, {})
     if size > MOST_VALUES:
         raise DescriptionError(
             f"{path} holds {size:g} values after expanding aliases; allowed are at most "
@@ -89,6 +96,40 @@ def _value_count(node: object, known: dict[int, int]) -> int:
     if id(node) not in known:
         known[id(node)] = 1 + sum(_value_count(child, known) for child in _children(node))
     return known[id(node)]
+
+
+def _require_read_as_written(node: object, path: Path) -> None:
+    """YAML takes the last of two equal keys, 010 for 8 and 1:30 for 90, without a word.
+
+    node: of YAML, with aliases that end.
+    """
+    import yaml
+
+    if isinstance(node, yaml.ScalarNode):
+        _require_plain_number(node, path)
+    if isinstance(node, yaml.MappingNode):
+        _require_different_keys(node, path)
+    for child in _children(node):
+        _require_read_as_written(child, path)
+
+
+def _require_plain_number(node: ScalarNode, path: Path) -> None:
+    if node.tag.endswith(":int") and MISREAD.fullmatch(node.value):
+        raise DescriptionError(
+            f"{path}, line {node.start_mark.line + 1}: YAML does not read {node.value} as it is "
+            "written; leave out zeros at the front and colons, or put it in quotes"
+        )
+
+
+def _require_different_keys(node: MappingNode, path: Path) -> None:
+    seen = set()
+    for key, _ in node.value:
+        if isinstance(key.value, str) and key.value in seen:
+            raise DescriptionError(
+                f"{path}, line {key.start_mark.line + 1}: {shown(key.value)} is there twice in one "
+                "mapping; leave one of them out"
+            )
+        seen.add(str(key.value))
 
 
 def _children(node: object) -> list[object]:

@@ -4,6 +4,7 @@ date.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,10 +13,13 @@ from nnssl.commands import Command
 from nnssl.recipe import RECIPE, Recipe
 from nnssl.study.design.description import OTHERS
 from nnssl.study.execution.flags import recipe_flags
+from nnssl.study.execution.jobs import StudyError
 from nnssl.study.execution.pretraining import PRESET, Start, nnssl_plan
 from nnssl.study.execution.runs import ArmOnTask
 from nnssl.study.execution.shell import Foreground
+from nnssl.types import RESULTS
 
+PLANS = "plans"  # in the record: their sha256
 # what of a recipe another network heeds
 HEEDED = ("epochs", "iterations", "val_iterations", "foreground", "mirror")
 
@@ -65,13 +69,34 @@ class Plans:
         return self._record.is_file()
 
     def provide(self, here: Foreground) -> dict:
-        """Their content, up to date from now on."""
+        """Their content, up to date from now on. Raises StudyError where trainings that this study
+        does not know have plans of this name.
+        """
         if self.pair.arm.start == "default":
             self.write_default()
         elif self.command and not self._is_up_to_date():
+            self._require_own()
             here.run([self.command], f"plans-{self.pair.plans}")
-            files.write_json(self._record, self._mark())
+            files.write_json(self._record, {**self._mark(), PLANS: files.sha256(self.path)})
         return files.read_json(self.path)
+
+    def _require_own(self) -> None:
+        """Raises StudyError where another study of the same name has begun to train by them: its
+        recipe would change in the middle.
+        """
+        if self.is_noted or not (trained := self._trainings):
+            return
+        raise StudyError(
+            f"{self.path} and trainings by it ({trained[0]}) are there, but this study did not "
+            "make them; another study of the same name did, or you. Give this study another name "
+            "(name: in the description), or remove both"
+        )
+
+    @property
+    def _trainings(self) -> list[Path]:
+        """nnU-Net's folders of models that were trained by plans of this name."""
+        results = Path(os.environ[RESULTS], self.pair.dataset.name)
+        return sorted(results.glob(f"*__{self.pair.plans}__*"))
 
     def write_default(self) -> None:
         """Of another network: its own plans or the task's, with our recipe's length. Patch and
@@ -93,8 +118,13 @@ class Plans:
         return self.pair.study.folder / "plans" / f"{self.pair.plans}.json"
 
     def _is_up_to_date(self) -> bool:
-        there = self.path.is_file() and self.is_noted
-        return there and files.read_json(self._record) == self._mark()
+        """Whether they are there, as this study made them, of what it would make them of now."""
+        if not (self.path.is_file() and self.is_noted):
+            return False
+        noted = files.read_json(self._record)
+        # earlier versions did not note the plans themselves
+        plans = noted.pop(PLANS, None)
+        return noted == self._mark() and plans in (None, files.sha256(self.path))
 
     def _mark(self) -> dict[str, str]:
         """Changes with the command, the checkpoint, and nnU-Net's plans."""

@@ -25,9 +25,12 @@ OURS = [kind.KIND for kind in (StudyRow, RunRow, EpochRow, CaseRow)]
 def collect(study: Study) -> dict[str, str]:
     """Write `study.results`, whole or not at all; the state of every run by its name.
 
+    Without the folder of the runs the results stay as they are: they may be all that is left.
     While the description is the same, the study's row stays: versions and machine are those that it
     was begun with.
     """
+    if study.results.is_file() and not study.runs.is_dir():
+        return _states_in(study)
     now = _study_row(study)
     of_runs = {run.name: rows_of(run) for run in runs.all_runs(study)}
     before = files.read_json_lines(study.results) if study.results.exists() else []
@@ -39,12 +42,18 @@ def collect(study: Study) -> dict[str, str]:
     return {name: rows[0]["state"] for name, rows in of_runs.items()}
 
 
+def _states_in(study: Study) -> dict[str, str]:
+    """Of the results, as they are."""
+    rows = files.read_json_lines(study.results)
+    states = {row["run"]: row["state"] for row in rows if row["kind"] == RunRow.KIND}
+    return {run.name: states.get(run.name, NOT_DONE) for run in runs.all_runs(study)}
+
+
 def _measured_still(study: Study, rows: list[dict]) -> list[dict]:
     """Without those about networks that have been trained again or are gone."""
     if not any(row.get("trainings") for row in rows):
         return rows  # which spares reading all results once more
-    folders = (study.folder / "runs").glob("*")
-    trainings = {jobs.training_fingerprint(folder) for folder in folders}
+    trainings = {jobs.training_fingerprint(folder) for folder in study.runs.glob("*")}
     return [row for row in rows if trainings.issuperset(row.get("trainings") or ())]
 
 
@@ -67,23 +76,32 @@ def outcome_of(run: StudyRun) -> Outcome:
         return run.outcome
     if not (run.folder / jobs.ROWS).is_file():
         return Outcome(NOT_DONE)
-    return Outcome(FAILED, _other_settings(run)) if is_described_otherwise(run) else run.outcome
+    if is_described_otherwise(run):
+        return Outcome(FAILED, _other_settings(run))
+    return run.outcome
 
 
 def is_described_otherwise(run: StudyRun) -> bool:
     """Whether it was begun with other settings than the description says now. Earlier versions did
-    not note them.
+    not note all of them.
     """
     path = run.folder / jobs.JOB
-    noted = files.read_json(path).get("described") if path.is_file() else None
-    return noted is not None and noted != files.fingerprint(run.described)
+    noted = files.read_json(path) if path.is_file() else {}
+    now = {
+        "described": files.fingerprint(run.described),
+        "conditions": files.fingerprint(run.conditions),
+        "tolerance": run.task.tolerance,
+    }
+    return any(noted.get(key) not in (None, value) for key, value in now.items())
 
 
 def _other_settings(run: StudyRun) -> str:
     return (
-        "trained with other settings than the description says now; put the earlier recipe, "
-        "trainer and dataset back, or give the study or the arm another name, or remove "
-        f"runs/{run.name} from the study's folder and nnU-Net's training under {run.plans}"
+        "trained with other settings than the description says now: recipe, trainer, dataset, "
+        "start, checkpoint, validation or tolerance. Put the earlier ones back. After a change of "
+        "the tolerance, or of a path to the same checkpoint, nnssl_study run is enough. Else give "
+        f"the study or the arm another name, or remove runs/{run.name} from the study's folder and "
+        f"nnU-Net's training under {run.plans}"
     )
 
 

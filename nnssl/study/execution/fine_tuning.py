@@ -73,6 +73,7 @@ def job(run: StudyRun, dataset: str, split: Split, plans: dict) -> FineTuningJob
         val=list(split.val) if by_others else None,
         data=None if by_others else _data_fingerprint(run, plans),
         described=files.fingerprint(run.described),
+        conditions=files.fingerprint(run.conditions),
         fingerprint=files.fingerprint(_made_of(run, split, plans)),
     )
 

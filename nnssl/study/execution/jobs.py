@@ -114,6 +114,7 @@ class FineTuningJob:
     val:         the cases that it must have been validated on, where it is trained elsewhere.
     data:        changes with nnU-Net's preprocessing; None: not known, as in earlier versions.
     described:   changes with what the description says of the training; None as with `data`.
+    conditions:  changes with what it says of the start and the validation; None as with `data`.
     fingerprint: changes with whatever would make it another training.
     """
 
@@ -134,6 +135,7 @@ class FineTuningJob:
     val: list[str] | None = None
     data: str | None = None
     described: str | None = None
+    conditions: str | None = None
     fingerprint: str
 
     @property
@@ -207,7 +209,7 @@ def write_job(folder: Path, job: Job) -> None:
     if isinstance(before, FineTuningJob) and isinstance(job, FineTuningJob):
         _refuse_other_data(folder, before, job)
         if not _is_measured_alike(before, job):
-            _forget_rows(folder)
+            _measure_again(folder, before, job)
     files.write_json(folder / JOB, job.to_json())
 
 
@@ -221,13 +223,22 @@ def _is_measured_alike(before: FineTuningJob, job: FineTuningJob) -> bool:
     """Not so with another tolerance, or in another place: measured again, not trained. Another
     device, and what an earlier version did not note, change nothing.
     """
-    same = replace(before, data=job.data, described=job.described, device=job.device)
-    return same == job
+    noted_later = {"data": job.data, "described": job.described, "conditions": job.conditions}
+    return replace(before, device=job.device, **noted_later) == job
 
 
-def _forget_rows(folder: Path) -> None:
+def _measure_again(folder: Path, before: FineTuningJob, job: FineTuningJob) -> None:
+    """From now on not done; the rows stay until there are others. Raises StudyError where nothing
+    is left to measure.
+    """
+    if (folder / ROWS).is_file() and not job.training.has_predictions:
+        raise StudyError(
+            f"{folder.name} was measured with a tolerance of {before.tolerance:g} mm, and the "
+            f"description now says {job.tolerance:g} mm, but nnU-Net's predictions in "
+            f"{job.training.folder / 'validation'} are gone. Put the earlier tolerance back, or "
+            f"remove {folder} and nnU-Net's training, to train it again"
+        )
     (folder / OUTCOME).unlink(missing_ok=True)
-    (folder / ROWS).unlink(missing_ok=True)
 
 
 def training_fingerprint(folder: Path) -> str | None:

@@ -32,6 +32,14 @@ class NnunetTraining:
         """Whether it has left a checkpoint."""
         return any(self.folder.glob("checkpoint_*.pth"))
 
+    @property
+    def has_predictions(self) -> bool:
+        """Whether its validation has left predictions: beside them lie a summary, probabilities and
+        properties.
+        """
+        files = (self.folder / "validation").glob("*.*")
+        return any(path.suffix not in (".json", ".npz", ".pkl") for path in files)
+
     def command(self, device: str, program: str = NNUNET) -> Command:
         arguments = [program, self.dataset, self.configuration, str(self.fold)]
         return [*arguments, "-tr", self.trainer, "-p", self.plans, "-device", device]

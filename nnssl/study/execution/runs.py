@@ -7,9 +7,11 @@ itself lies where nnU-Net puts it.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from nnssl.study.design.description import BASELINE, OTHERS, Arm, Budget, Study, Task, settings
+from nnssl.study.design.parts import NEEDS
 from nnssl.study.execution.datasets import Dataset
 from nnssl.study.execution.jobs import Work
 
@@ -17,6 +19,9 @@ TRAINER = "SwinSSLTrainer"  # of arms with pretrained weights, unless the recipe
 FIXED_TRAINERS = {"scratch": "SwinScratchTrainer", "default": "DefaultNetworkTrainer"}
 EPOCHS = 1000  # nnU-Net's own, where the recipe says nothing
 DATA = ("dataset", "configuration", "plans")  # what of a task decides on the training's data
+VALIDATION = ("fold", "validate", "subject")  # and on its cases
+OF_A_START = {"start", *chain.from_iterable(chain(*needed) for needed in NEEDS.values())}
+PATHS = ("checkpoint", "scans", "weights", "train")
 
 
 @dataclass(frozen=True)
@@ -66,6 +71,23 @@ class ArmOnTask:
         return said
 
     @property
+    def conditions(self) -> dict:
+        """What else of the description a result depends on: how the training starts, and which
+        cases it is validated on.
+        """
+        task = {key: value for key, value in settings(self.task).items() if key in VALIDATION}
+        arms = dict.fromkeys(arm.name for arm in (self.arm, self.source) if arm)
+        starts = {name: self._start_of(name) for name in arms}
+        return {"task": task, "by_fold": self.study.by_fold, "starts": starts}
+
+    def _start_of(self, arm: str) -> dict:
+        """Paths as they are written: elsewhere the same file has another one."""
+        entries = {entry.get("name"): entry for entry in self.study.source.get("arms", ())}
+        (parsed,) = (settings(other) for other in self.study.arms if other.name == arm)
+        written = {key: str(value) for key, value in entries.get(arm, {}).items() if key in PATHS}
+        return {key: value for key, value in {**parsed, **written}.items() if key in OF_A_START}
+
+    @property
     def source(self) -> Arm | None:
         """The arm whose checkpoint the plans name. For a random start, which gets encoder and
         intensities from it but no weights: the one it is said to be like, else the first pretrained
@@ -108,7 +130,7 @@ class StudyRun(ArmOnTask, Work):
 
     @property
     def folder(self) -> Path:
-        return self.study.folder / "runs" / self.name
+        return self.study.runs / self.name
 
     @property
     def turn(self) -> tuple[int, int]:

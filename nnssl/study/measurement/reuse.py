@@ -45,7 +45,7 @@ def measure_missing(
     left out. The file must end with a whole line, as `collect` leaves it.
     """
     stored, new = _stored(study.results), 0
-    folder = study.folder / "runs"
+    folder = study.runs
     for one in [ReuseComparison(ends, volumes, folder) for ends in _ends(study)]:
         known = {row.key for row in stored if one.accepts(row)}
         if one.is_ours and not known.issuperset(one.wanted()):
