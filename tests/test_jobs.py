@@ -205,10 +205,12 @@ def test_a_start_that_makes_nothing_has_failed(tmp_path):
 def test_checkpoints_cut_short_are_not_continued_from(tmp_path):
     whole, truncated = tmp_path / "checkpoint_best.pth", tmp_path / "checkpoint_latest.pth"
     truncated.write_bytes(b"PK\x03\x04 and then the kill")
-    assert not job.can_continue(tmp_path)
+    job.remove_truncated_checkpoints(tmp_path)
     assert not truncated.exists()
+    assert not job.can_continue(tmp_path)
     with zipfile.ZipFile(whole, "w") as archive:
         archive.writestr("data", "x")
+    job.remove_truncated_checkpoints(tmp_path)
     assert job.can_continue(tmp_path)
 
 

@@ -33,6 +33,7 @@ from nnssl.study.execution.jobs import FineTuningJob, StudyError
 from nnssl.study.execution.nnunet_training import NnunetTraining
 from nnssl.study.execution.runs import ArmOnTask
 from nnssl.study.report import write
+from nnssl.types import RESULTS
 
 DATASET = "Dataset902_Phantoms"
 RESENC = {"name": "resenc", "start": "default", "plans": "nnUNetResEncUNetMPlans"}
@@ -115,7 +116,7 @@ def test_plans_by_which_another_study_has_trained_are_refused(tmp_path, dataset,
     plans = Plans(ArmOnTask(small_study, small_study.tasks[0], small_study.arms[0]))
     files.write_json(plans.path, {"recipe": "of another study"})
     model = f"SwinScratchTrainer__{small_study.name}-organs-scratch__3d_fullres"
-    Path(os.environ["nnUNet_results"], DATASET, model).mkdir(parents=True)
+    Path(os.environ[RESULTS], DATASET, model).mkdir(parents=True)
     monkeypatch.setattr(shell, "execute", lambda *_: pytest.fail("nothing is planned"))
     with pytest.raises(StudyError, match=r"this study did not make them.*another name"):
         plans.provide(shell.Foreground(tmp_path, print))

@@ -26,7 +26,9 @@ HEEDED = ("epochs", "iterations", "val_iterations", "foreground", "mirror")
 
 @dataclass(frozen=True)
 class Plans:
-    """Of an arm on a task."""
+    """nnU-Net's plans of one arm on one task: their file, the command that makes them, and whether
+    they are up to date.
+    """
 
     pair: ArmOnTask
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from nnssl import files
 from nnssl.finetune import resolve
+from nnssl.finetune.architecture import INFO
 from nnssl.finetune.plans_data import INTENSITIES, data_settings
 from nnssl.study.design import splits
 from nnssl.study.design.description import Budget
@@ -22,14 +23,14 @@ def write_jobs(pairs: Sequence[ArmOnTask], here: Foreground) -> list[StudyRun]:
     """Splits, plans and each run's job.json; the runs that have all they need, in their order. The
     others have failed from now on, with the reason.
     """
-    splits_of = _by_task(pairs)
+    splits_of = _append_splits_by_task(pairs)
     ready = [run for pair in pairs for run in _begin(pair, splits_of[pair.task.name], here)]
     return sorted(ready, key=lambda run: run.turn)
 
 
-def _by_task(pairs: Sequence[ArmOnTask]) -> dict[str, Splits]:
+def _append_splits_by_task(pairs: Sequence[ArmOnTask]) -> dict[str, Splits]:
     a_pair = {pair.task.name: pair for pair in pairs}
-    return {task: split(pair) for task, pair in a_pair.items()}
+    return {task: append_splits(pair) for task, pair in a_pair.items()}
 
 
 def _begin(pair: ArmOnTask, splits: Splits, here: Foreground) -> list[StudyRun]:
@@ -45,8 +46,10 @@ def _begin(pair: ArmOnTask, splits: Splits, here: Foreground) -> list[StudyRun]:
     return runs
 
 
-def split(pair: ArmOnTask) -> Splits:
-    """The splits of its task, from now on in splits_final.json. Raises SplitError."""
+def append_splits(pair: ArmOnTask) -> Splits:
+    """Add the splits of its task to splits_final.json, where they are missing, and return them.
+    Raises SplitError.
+    """
     dataset, task = pair.dataset, pair.task
     labels = splits.labels_of(dataset.stored(task.configuration, task.plans))
     return splits.append(dataset.folder / splits.FILE, pair.study, task, labels)
@@ -89,5 +92,5 @@ def _data_fingerprint(run: StudyRun, plans: dict) -> str | None:
 
 def _made_of(run: StudyRun, split: Split, plans: dict) -> dict:
     """What would make it another training: arm, recipe, checkpoint, cases."""
-    checkpoint = plans.get("pretrain_info", {}).get("sha256") or run.arm.encoder
+    checkpoint = plans.get(INFO, {}).get("sha256") or run.arm.encoder
     return run.described | {"checkpoint": checkpoint, "train": split.train, "val": split.val}

@@ -71,7 +71,7 @@ def _clear(job: PretrainingJob) -> None:
     if job.afresh:
         job.makes.unlink(missing_ok=True)
     if job.trains:
-        drop_cut_short(job.trains)
+        remove_truncated_checkpoints(job.trains)
 
 
 def fine_tune(job: FineTuningJob, folder: Path, lock: int) -> None:
@@ -108,6 +108,7 @@ def rows(job: FineTuningJob, fold: Path) -> list[Row]:
 def _train(job: FineTuningJob, folder: Path, lock: int) -> None:
     if job.elsewhere == "":
         raise CommandError(_by_hand(job))
+    remove_truncated_checkpoints(job.training.folder)
     environment = shell.others_environment() if job.elsewhere else None
     shell.execute(_training_command(job), folder / jobs.LOG, lock, environment)
 
@@ -162,18 +163,15 @@ def validated(fold: Path) -> bool:
         return False
 
 
-def drop_cut_short(fold: Path) -> None:
-    """Remove the checkpoints that a kill or a full disk truncated, or nnU-Net would stumble over
-    them.
-    """
+def remove_truncated_checkpoints(fold: Path) -> None:
+    """What a kill or a full disk has cut short: nnU-Net would stumble over it."""
     for name in CHECKPOINTS:
         if (fold / name).is_file() and not zipfile.is_zipfile(fold / name):
             (fold / name).unlink()
 
 
 def can_continue(fold: Path) -> bool:
-    """Whether there is a whole checkpoint for --c; others are removed."""
-    drop_cut_short(fold)
+    """Whether there is a checkpoint for --c."""
     return any((fold / name).is_file() for name in CHECKPOINTS)
 
 

@@ -26,7 +26,7 @@ PATHS = ("checkpoint", "scans", "weights", "train")
 
 @dataclass(frozen=True)
 class ArmOnTask:
-    """What the runs of an arm on a task have in common."""
+    """An arm on a task: what its runs, which differ by budget and seed, have in common."""
 
     study: Study
     task: Task
@@ -99,7 +99,9 @@ class ArmOnTask:
 
     @property
     def _alike(self) -> Arm | None:
-        """Of a random start."""
+        """The arm that gives a random start its encoder: `like`, or else the first pretrained arm
+        of the task; None where it names a preset.
+        """
         if self.arm.encoder and not self.arm.like:
             return None
         named = [other for other in self.study.arms if other.name == self.arm.like]

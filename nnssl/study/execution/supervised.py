@@ -16,8 +16,11 @@ from torch import Tensor
 
 from nnssl import __version__, checkpoint, files
 from nnssl.encoder.swin import Swin, SwinConfig
+from nnssl.finetune import resolve
 from nnssl.finetune.architecture import as_read
+from nnssl.finetune.plans_data import INTENSITIES
 from nnssl.hu import HUPolicy
+from nnssl.recipe import RECIPE
 from nnssl.types import FINAL
 
 
@@ -25,11 +28,9 @@ def export_encoder(fold: Path, path: Path) -> None:
     """Write the encoder of `fold`, a finished training by SwinScratchTrainer. Raises
     FileNotFoundError, ValueError.
     """
-    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-
     saved = torch.load(fold / FINAL, map_location="cpu", weights_only=False)  # nnU-Net's own
     plans, name = saved["init_args"]["plans"], saved["init_args"]["configuration"]
-    resolved = PlansManager(plans).get_configuration(name).configuration
+    resolved = resolve(plans, name)
     arguments, weights = resolved["architecture"]["arch_kwargs"], saved["network_weights"]
     _require_usable(fold, arguments, weights)
     header = _checkpoint_header(plans, resolved, name, len(saved["logging"]["lrs"]))
@@ -67,7 +68,7 @@ def _encoder_weights(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _collection_header(plans: dict, resolved: dict, axes: Sequence[int]) -> dict:
     """The encoder's training data, as a checkpoint's header describes a collection."""
-    properties = plans["foreground_intensity_properties_per_channel"]["0"]
+    properties = plans[INTENSITIES]["0"]
     hu = policy(resolved["normalization_schemes"][0], properties)
     return {
         "name": plans["dataset_name"],
@@ -88,7 +89,7 @@ def _checkpoint_header(plans: dict, resolved: dict, name: str, epochs: int) -> d
         "plan": _collection_header(plans, resolved, axes),
         "step": epochs,
         "run": {"steps": epochs, "batch_size": resolved["batch_size"], "seed": None},
-        "method_config": plans.get("nnssl_recipe", {}),
+        "method_config": plans.get(RECIPE, {}),
         "metrics": {},
         "versions": {"nnssl": __version__},
         "created": "by nnUNetv2_train",

@@ -22,6 +22,7 @@ from nnssl import files
 from nnssl.finetune import resolve
 from nnssl.finetune.architecture import INFO, is_ours
 from nnssl.network.swin_unetr import SwinUNETR
+from nnssl.study.design import splits
 from nnssl.study.design.description import Study
 from nnssl.study.execution import collect, jobs, runs
 from nnssl.study.execution.jobs import FineTuningJob, training_fingerprint
@@ -207,4 +208,4 @@ class ReuseComparison:
     @property
     def _cases(self) -> list[str]:
         """That the runs are validated on."""
-        return files.read_json(self.data / "splits_final.json")[self.job.fold]["val"]
+        return files.read_json(self.data / splits.FILE)[self.job.fold]["val"]
