@@ -114,7 +114,7 @@ def _report(args: argparse.Namespace) -> None:
 
 
 def _results_of(path: Path) -> Path:
-    """Of a study's folder, of its description, or the results themselves."""
+    """The results file that a path names: a study's folder, its description, or the file itself."""
     if path.is_dir():
         return path / "results.jsonl"
     return _collected(path).results if path.suffix in (".yaml", ".yml") else path

@@ -133,7 +133,7 @@ def _require_different_keys(node: MappingNode, path: Path) -> None:
 
 
 def _children(node: object) -> list[object]:
-    """Of a sequence its entries, of a mapping its keys and values."""
+    """The entries of a sequence of YAML, or the keys and values of a mapping."""
     inner = getattr(node, "value", None)
     parts = inner if isinstance(inner, list) else []
     return [child for part in parts for child in (part if isinstance(part, tuple) else (part,))]
@@ -163,7 +163,7 @@ def _reader(option: Option) -> Reader:
 
 
 def named_as(rule: str) -> Reader:
-    """Of a name that becomes part of a file's; `rule` says whose."""
+    """A reader of names that become part of a file name; `rule` says of what they are names."""
     return lambda entry, at: file_name(entry, f"{at} {rule}")
 
 

@@ -43,7 +43,7 @@ def collect(study: Study) -> dict[str, str]:
 
 
 def _states_in(study: Study) -> dict[str, str]:
-    """Of the results, as they are."""
+    """The state of every run, as the results have it."""
     rows = files.read_json_lines(study.results)
     states = {row["run"]: row["state"] for row in rows if row["kind"] == RunRow.KIND}
     return {run.name: states.get(run.name, NOT_DONE) for run in runs.all_runs(study)}
@@ -106,7 +106,7 @@ def _other_settings(run: StudyRun) -> str:
 
 
 def row_of(run: StudyRun) -> RunRow:
-    """Of the run itself."""
+    """The row of the run itself."""
     return RunRow.from_json(rows_of(run)[0])
 
 

@@ -55,7 +55,7 @@ class Dataset:
 
     @property
     def folder(self) -> Path:
-        """Of nnU-Net's plans and preprocessed data."""
+        """The folder with nnU-Net's plans and preprocessed data."""
         return Path(os.environ[PREPROCESSED], self.name)
 
     def read_plans(self, name: str) -> dict:

@@ -33,7 +33,7 @@ Slot = Mapping[str, str]  # environment variables, such as CUDA_VISIBLE_DEVICES
 
 
 def chosen(kind: str, study: Study, parallel: int | None) -> Executor:
-    """Of `--executor`."""
+    """The executor that `--executor` names."""
     if kind == "slurm":
         from nnssl.study.execution.slurm import slurm
 

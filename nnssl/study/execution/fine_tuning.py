@@ -82,7 +82,7 @@ def job(run: StudyRun, dataset: str, split: Split, plans: dict) -> FineTuningJob
 
 
 def _data_fingerprint(run: StudyRun, plans: dict) -> str | None:
-    """Of the patches that a training here sees; None where the plans say nothing."""
+    """A fingerprint of the patches that a training here sees; None where the plans say nothing."""
     if "configurations" not in plans:
         return None
     resolved = resolve(plans, run.task.configuration)

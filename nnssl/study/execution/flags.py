@@ -12,11 +12,11 @@ from nnssl.train.pretrain_options import CommandOptions
 
 
 def flags(options: Mapping) -> list[str]:
-    """Of nnssl_pretrain or nnssl_convert, which call the same things alike."""
+    """Flags of nnssl_pretrain or nnssl_convert, which call the same things alike."""
     return words(options, CommandOptions, ConvertRequest)
 
 
 def recipe_flags(recipe: Mapping) -> list[str]:
-    """Of nnssl_plan."""
+    """Flags of nnssl_plan for a recipe."""
     said = {key: value for key, value in recipe.items() if key != "trainer"}
     return words(said, PlansRequest, Recipe)

@@ -14,7 +14,7 @@ NNUNET = "nnUNetv2_train"
 
 @dataclass(frozen=True)
 class NnunetTraining:
-    """By the names from which nnU-Net makes its folder."""
+    """The names from which nnU-Net makes the folder of a training."""
 
     dataset: str  # the full name
     configuration: str

@@ -48,7 +48,7 @@ class Start(Work):
 
     @property
     def recipe(self) -> dict:
-        """Of the training with labels, which belongs to no task."""
+        """The recipe of the training with labels, which belongs to no task."""
         return {**self.study.recipe, **self.arm.recipe}
 
     @property
@@ -118,7 +118,7 @@ def _convert(start: Start, checkpoint: Path) -> list[Command]:
 
 
 def _supervised_training(start: Start) -> NnunetTraining:
-    """Of a supervised start."""
+    """nnU-Net's training with labels that gives a supervised start its encoder."""
     dataset, configuration = labelled(start.arm)
     name, plans = Dataset(dataset).name, f"{start.study.name}-{start.arm.name}"
     return NnunetTraining(name, configuration, "all", "SwinScratchTrainer", plans)

@@ -47,7 +47,7 @@ def _missing_files(study: Study) -> list[str]:
 
 
 def _require_plans(dataset: Dataset, arm: Arm) -> None:
-    """Of the environment that trains the arm, where it is trained elsewhere."""
+    """Raises where an arm is trained in another environment, which has not made its plans."""
     if arm.start == "elsewhere" and not (dataset.folder / f"{arm.plans}.json").is_file():
         raise _no_plans(dataset, arm)
 

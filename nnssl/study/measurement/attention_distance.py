@@ -49,7 +49,7 @@ def _queries_and_keys(attention: WindowAttention, windows: Tensor) -> tuple[Tens
 
 
 class HeadDistance(NamedTuple):
-    """Of one head, from 1, of a layer: its mean attention distance and that of even attention."""
+    """The mean attention distance of a head (from 1) of a layer, and that of even attention."""
 
     layer: str
     head: int
@@ -90,7 +90,7 @@ class AttentionDistance:
             self._hooks.pop().remove()
 
     def rows(self) -> list[HeadDistance]:
-        """Of every head."""
+        """Distances of every head."""
         return [row for sums in self.seen for row in sums.rows()]
 
 

@@ -143,7 +143,7 @@ class Layers:
 
     @property
     def stride(self) -> Shape:
-        """Of the last stage, in voxels."""
+        """Stride of the last stage, in voxels."""
         return strides(self.network.encoder, 3)
 
     @torch.inference_mode()

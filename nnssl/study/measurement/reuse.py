@@ -95,7 +95,7 @@ def _done(study: Study) -> list[FineTuningJob]:
 
 @dataclass(frozen=True)
 class ReuseComparison:
-    """Of the networks of one arm, task and seed.
+    """Feature reuse among the networks of one arm, task and seed.
 
     jobs: of the fewest and the most labels. folder: of the study's runs.
     """
@@ -134,7 +134,7 @@ class ReuseComparison:
 
     @property
     def budgets(self) -> list[Budget]:
-        """Of each network."""
+        """The budget of each network, `PRETRAINED` for the encoder before its fine-tuning."""
         return ([PRETRAINED] if self.checkpoint else []) + [job.budget for job in self.jobs]
 
     def wanted(self) -> list[Key]:
@@ -170,7 +170,7 @@ class ReuseComparison:
 
     @cached_property
     def _trainings(self) -> dict[str, str | None]:
-        """By the name of a network."""
+        """The fingerprint of each fine-tuned network, by its name."""
         folders = {f"{job.arm} {job.budget}": self.folder / job.run for job in self.jobs}
         return {name: training_fingerprint(folder) for name, folder in folders.items()}
 

@@ -60,7 +60,7 @@ def surfaces(
 
 
 def _compare(ours: np.ndarray, theirs: np.ndarray, spacing: Spacing, tolerance: float) -> Surfaces:
-    """Of two surfaces that both hold a voxel."""
+    """Compare two surfaces that both hold a voxel."""
     to_theirs, to_ours = _distances(theirs, spacing)[ours], _distances(ours, spacing)[theirs]
     near = (to_theirs <= tolerance).sum() + (to_ours <= tolerance).sum()
     return Surfaces(
@@ -133,7 +133,7 @@ class Labels:
 
     @classmethod
     def of(cls, model: Path) -> Labels:
-        """Of nnU-Net's folder with the folds."""
+        """From nnU-Net's folder with the folds."""
         from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
         dataset = files.read_json(model / "dataset.json")
@@ -152,5 +152,5 @@ class Labels:
 
 
 def _values(label: int | list | tuple) -> tuple[int, ...]:
-    """Of a label or a region, as dataset.json or nnU-Net gives it."""
+    """The values of a label or a region, as dataset.json or nnU-Net gives it."""
     return tuple(sorted(map(int, np.atleast_1d(label))))

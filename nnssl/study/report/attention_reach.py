@@ -41,7 +41,7 @@ class Reach:
 
     @property
     def rows(self) -> list[list[Cell]]:
-        """Of the table, by layer."""
+        """Rows of the table, one per layer."""
         group_cells = (self.group.task, str(self.group.budget), self.group.arm)
         by_layer = zip(self.mm.index, self.mm.to_numpy(), self.uniform, strict=True)
         return [

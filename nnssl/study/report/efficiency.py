@@ -89,7 +89,7 @@ def _convergence_cells(row: Convergence) -> list[Cell]:
 
 
 def points(results: Results, task: str, arm: str) -> list[Point]:
-    """Of an arm's budgets in a task, where the number of cases is known."""
+    """A point for each budget of an arm in a task, where the number of cases is known."""
     scored = {group: results.cases_of(group) for group in results.scored_groups(task, arm)}
     known = {group: cases for group, cases in scored.items() if cases > 0}
     return [(cases, results.scores(group, "dice").mean) for group, cases in known.items()]
@@ -267,6 +267,6 @@ def _gain(results: Results, tasks: list[str], arm: str, budget: Budget) -> Gain 
 
 
 def _intervals(within: Gain | None, across: Gain | None) -> list[Interval | None]:
-    """Of both, and of what is lost from one to the other."""
+    """Intervals of both gains, and of what is lost from one to the other."""
     lost = within.minus(across) if within and across else None
     return [gain and gain.interval for gain in (within, across, lost)]

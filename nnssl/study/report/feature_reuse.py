@@ -43,7 +43,7 @@ class Pair:
 
     @property
     def rows(self) -> list[list[Cell]]:
-        """Of the table with every value."""
+        """Rows of the table with every value."""
         return [
             [self.task, self.first, self.second, layer, other, float(value)]
             for layer, row in zip(self.values.index, self.values.to_numpy(), strict=True)
@@ -138,7 +138,7 @@ def heat_maps(encoder_pairs: list[Pair], task: str) -> list[Figure]:
 
 
 def panels_by_figure(panels: list) -> list[list]:
-    """As many as a figure holds."""
+    """Panels in lists of as many as a figure holds."""
     return [panels[i : i + MAPS_A_FIGURE] for i in range(0, len(panels), MAPS_A_FIGURE)]
 
 

@@ -94,8 +94,8 @@ def anchor(title: str) -> str:
 
 
 def data_url(picture: bytes | str) -> str:
-    """Of a PNG or the text of an SVG, as an image: the names inside of one SVG cannot meet those of
-    another.
+    """A PNG, or the text of an SVG, as the address of an image: names inside of one SVG cannot meet
+    those of another.
     """
     if isinstance(picture, str):
         return f"data:image/svg+xml;base64,{_base64(picture.encode())}"

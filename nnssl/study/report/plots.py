@@ -55,7 +55,7 @@ def _cases_axis(axes: Axes, cases: list[float]) -> None:
 
 
 def _errorbar(axes: Axes, results: Results, groups: list[Group]) -> ErrorbarContainer:
-    """Of one arm, side by side with the others'."""
+    """Draw the points of one arm, side by side with those of the others."""
     intervals = [results.scores(group, "dice").interval for group in groups]
     arm = groups[0].arm
     style = drawing.style(results.arms)[arm]
@@ -95,14 +95,14 @@ def differences(made_comparisons: list[Comparison], results: Results) -> Figure 
 
 
 def _dice_by_task(comparisons: list[Comparison], tasks: list[str]) -> list[list[Comparison]]:
-    """Of the tasks that have any."""
+    """The comparisons of Dice, of each task that has any."""
     dice = [comparison for comparison in comparisons if comparison.measure == "dice"]
     by_task = [[c for c in dice if c.group.task == task] for task in tasks]
     return [found for found in by_task if found]
 
 
 def _differences(axes: Axes, here: list[Comparison], styles: dict[str, dict[str, str]]) -> None:
-    """Of one task."""
+    """Draw the panel of one task."""
     for row, comparison in enumerate(here):
         _difference(axes, comparison, row, styles)
     axes.axvline(0, color=drawing.GREY, lw=0.8)

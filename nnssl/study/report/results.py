@@ -173,7 +173,7 @@ class Results:
         return Scores(values.set_axis(list(seeds.values())), subjects)
 
     def _subjects(self, group: Group) -> pd.Series:
-        """By case, in order."""
+        """The subject of each case of a group, sorted by case."""
         if group not in self._subjects_of:
             cases = self._cases_of(self.done.get(group, ())).sort_values("case")
             last = cases.drop_duplicates("case", keep="last")
@@ -184,7 +184,7 @@ class Results:
         return _where(self._cases, self._cases["run"].isin([run.run for run in runs]))
 
     def _pivot(self, measure: str, label: str | None) -> pd.DataFrame:
-        """Of all runs (rows) and all cases (columns); the mean over the labels."""
+        """A measure by run (rows) and case (columns), of one label or as the mean over all."""
         key = (measure, label)
         if key not in self._pivots:
             cases = self._cases if label is None else self._cases_with(label)
@@ -195,7 +195,7 @@ class Results:
         return _where(self._cases, self._cases["label"] == label)
 
     def epochs(self, run: str) -> list[EpochRow]:
-        """Of a run, in order."""
+        """The epochs of a run, in order."""
         return self._epochs.get(run, [])
 
     def cases_of(self, group: Group) -> float:
@@ -274,7 +274,7 @@ class Scores:
         return statistics.replicates(self.values, self.subjects, seed=seed)
 
     def test(self, smaller_is_better: bool) -> statistics.Test:
-        """Of paired differences against none."""
+        """The paired test of these values, which are differences, against none."""
         return statistics.paired_test(self.values, self.subjects, smaller_is_better)
 
     @property

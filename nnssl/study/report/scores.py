@@ -109,7 +109,7 @@ class Comparison:
 
     @property
     def differs(self) -> bool:
-        """By the test, of these trainings, and by the interval, of other draws and trainings."""
+        """By the test, for these trainings, and by the interval, for other draws and trainings."""
         return self.adjusted < ERROR and self.difference.excludes(0)
 
     @property
@@ -123,7 +123,7 @@ class Comparison:
 
     @property
     def cells(self) -> list[Cell]:
-        """Of the table of comparisons."""
+        """The row of the table of comparisons."""
         group, test = self.group, self.test
         return [
             *(*_group_name_cells(group), MEASURES[self.measure], self.difference),

@@ -130,7 +130,7 @@ def paired_test(
 
 
 def _means_by_subject(values: np.ndarray, subjects: list[str]) -> np.ndarray:
-    """Of the subjects that have any of the values [S C]; rounding noise is no difference."""
+    """Means of [S C] by subject, of those that have a value; rounding noise is no difference."""
     sums, counts = (of_seeds.sum(axis=0) for of_seeds in by_subject(values, subjects))
     return (sums[counts > 0] / counts[counts > 0]).round(12)
 

@@ -116,7 +116,7 @@ def order(cell: Cell) -> str | None:
 
 
 def _frame_of(name: str, cells: list[Cell]) -> DataFrame:
-    """Of one column; of three where a cell is an interval."""
+    """A frame of one column; of three where a cell is an interval."""
     import pandas as pd
 
     if not any(isinstance(cell, Interval) for cell in cells):

@@ -177,7 +177,7 @@ def _attention(report: _Report, results: Results) -> Section:
 
 
 def _figures_by_name(drawn: Mapping[str, list[Figure]], name: str, shows: str) -> Figures:
-    """Of each task, its figures as <name>_<task>_<number>."""
+    """The figures of each task, named <name>_<task>_<number>."""
     return {
         f"{name}_{task}_{number}": (f"{shows}, {task}", figure)
         for task, figures in drawn.items()
