@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from nnssl import files
-from nnssl.finetune.architecture import INFO
+from nnssl.finetune.architecture import INFO, PLANNED
 from nnssl.types import RAW
 
 FOLDS = 5  # nnU-Net's own
@@ -35,6 +35,29 @@ def fold_to_train(folder: Path) -> str:
     return "all" if _cases_without_folds(folder) else "0"
 
 
+def training_command(plans: Mapping, dataset: str | int, fold: str) -> str:
+    """The line to type, for the first configuration that the checkpoint fits; where there is none,
+    the first, without the checkpoint.
+    """
+    names, fits = list(plans["configurations"]), fitting_configurations(plans)
+    possible = fits or names
+    first = "3d_fullres" if "3d_fullres" in possible else possible[0]
+    trainer = "SwinSSLTrainer" if INFO in plans and fits else "SwinScratchTrainer"
+    name = plans.get("plans_name", "NAME")
+    return f"nnUNetv2_train {dataset} {first} {fold} -tr {trainer} -p {name}"
+
+
+def fitting_configurations(plans: Mapping) -> list[str]:
+    """Those that the checkpoint fits, as `nnssl_plan` recorded; all where there is no checkpoint,
+    or no record.
+    """
+    names = list(plans["configurations"])
+    if INFO not in plans:
+        return names
+    recorded = plans.get(PLANNED, {}).get("checkpoint_fits", names)
+    return [name for name in recorded if name in names]
+
+
 def _cases_without_folds(folder: Path) -> int:
     """How many labelled cases there are, where these are too few for nnU-Net's folds; else 0."""
     raw = Path(os.environ.get(RAW, ""), folder.name)
@@ -54,18 +77,9 @@ def _too_few_cases(folder: Path, plans: Mapping) -> list[Caution]:
             f"to {FOLDS - 1} fail. Train on all cases, or put folds of your own into "
             f"{folder / SPLITS}, a list of "
             '{"train": [CASES], "val": [CASES]}',
-            _train_on_all(folder.name, plans),
+            training_command(plans, folder.name, "all"),
         )
     ]
-
-
-def _train_on_all(dataset: str, plans: Mapping) -> str:
-    """The line to type."""
-    configurations = list(plans["configurations"])
-    trainer = "SwinSSLTrainer" if INFO in plans else "SwinScratchTrainer"
-    first = "3d_fullres" if "3d_fullres" in configurations else configurations[0]
-    name = plans.get("plans_name", "NAME")
-    return f"nnUNetv2_train {dataset} {first} all -tr {trainer} -p {name}"
 
 
 def _values_that_are_no_hu(folder: Path, plans: Mapping) -> list[Caution]:
