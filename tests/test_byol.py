@@ -58,5 +58,5 @@ def test_embeddings_stay_apart_without_negatives():
 
 
 def test_impossible_settings_are_refused():
-    with pytest.raises(ValueError, match="teacher_momentum must lie between 0 and 1, got 2"):
+    with pytest.raises(ValueError, match="teacher_momentum must be from 0 to 1, got 2"):
         micro.config("byol", teacher_momentum=2.0)

@@ -197,7 +197,7 @@ def test_prototypes_are_held_at_the_start():
         ({"local_side_low": 0.7}, "must hold, got 0.7 and 0.6"),
         ({"export": "both"}, "teacher or student, got 'both'"),
         ({"student_temperature": 0.0}, "student_temperature must be above 0, got 0.0"),
-        ({"teacher_momentum": 1.5}, "teacher_momentum must lie within 0 and 1, got 1.5"),
+        ({"teacher_momentum": 1.5}, "teacher_momentum must be from 0 to 1, got 1.5"),
     ],
 )
 def test_impossible_settings_are_refused(settings, message):

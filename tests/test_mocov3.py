@@ -78,7 +78,7 @@ def test_the_patch_projection_stays_random_where_asked(frozen):
     [
         ({"temperature": -1.0}, "temperature must be above 0"),
         ({"queue": -1}, "queue must be a number of keys"),
-        ({"teacher_momentum": 1.5}, "teacher_momentum must lie between 0 and 1"),
+        ({"teacher_momentum": 1.5}, "teacher_momentum must be from 0 to 1"),
     ],
 )
 def test_impossible_settings_are_refused(settings, words):

@@ -101,8 +101,8 @@ def test_the_share_that_is_hidden():
         ({"mask_block": "16x9x8"}, "got 16x9x8"),
         ({"smooth_l1": -1.0}, "smooth_l1 must be 0"),
         ({"decode_from": 64}, r"decode_from must be a stride of the encoder, .*, got 64"),
-        ({"mask_ratio": 0.0}, "mask_ratio must lie between 0 and 1, got 0.0"),
-        ({"mask_ratio": float("nan")}, "mask_ratio must lie between 0 and 1, got nan"),
+        ({"mask_ratio": 0.0}, "mask_ratio must be above 0 and below 1, got 0.0"),
+        ({"mask_ratio": float("nan")}, "mask_ratio must be above 0 and below 1, got nan"),
     ],
 )
 def test_impossible_settings_are_refused(settings, message):

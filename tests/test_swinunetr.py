@@ -220,8 +220,8 @@ def test_token0_reads_tokens_0_and_1():
     [
         ({"w_rotation": 0.0, "w_contrast": 0.0, "w_voxels": 0.0}, "one above 0"),
         ({"w_voxels": -1.0}, "0 or more"),
-        ({"cut_share": 1.0}, "cut_share must lie between 0 and 1, got 1.0"),
-        ({"cut_edge": 0.0}, "cut_edge must lie between 0 and 1, got 0.0"),
+        ({"cut_share": 1.0}, "cut_share must be above 0 and below 1, got 1.0"),
+        ({"cut_edge": 0.0}, "cut_edge must be above 0 and below 1, got 0.0"),
         ({"temperature": math.nan}, "temperature must be above 0, got nan"),
     ],
 )

@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from nnssl.encoder.swin import Swin
 from nnssl.host_memory import to_device
 from nnssl.methods.method import Method, MethodConfig, Step, weighted_total
-from nnssl.modules.bounds import require_above_zero, require_true_fraction
+from nnssl.modules.bounds import require_above_zero, require_open_fraction
 from nnssl.modules.contrast import nt_xent
 from nnssl.modules.heads import pooled
 from nnssl.modules.losses import accuracy_of
@@ -72,7 +72,7 @@ class SwinUNETRConfig(MethodConfig):
 
     def __post_init__(self) -> None:
         self._check_weights()
-        require_true_fraction(self, "cut_share", "cut_edge")
+        require_open_fraction(self, "cut_share", "cut_edge")
         require_above_zero(self, "temperature")
 
     def _check_weights(self) -> None:

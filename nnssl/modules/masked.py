@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
-from nnssl.modules.bounds import require_true_fraction
+from nnssl.modules.bounds import require_open_fraction
 from nnssl.types import Shape
 
 STRIDES = (2, 4, 8, 16, 32)  # of the encoder's maps, in voxels
@@ -69,7 +69,7 @@ class MaskedConfig:
         object.__setattr__(self, "mask_block", BlockSides(self.mask_block))
         self._check_blocks()
         self._check_decode_from()
-        require_true_fraction(self, "mask_ratio")
+        require_open_fraction(self, "mask_ratio")
         if not self.smooth_l1 >= 0:
             raise ValueError(f"smooth_l1 must be 0 (plain L1) or above, got {self.smooth_l1}")
         if self.visible_only:
