@@ -195,7 +195,7 @@ def test_patches_of_a_block_are_tokens_of_its_stride(block):
         ({"mask_ratio": 0.1}, "got 0.1 and 0.2"),
         ({"mask_ratio": 1.0, "mask_spread": 0.0}, "got 1.0 and 0.0"),
         ({"mask_ratio": float("nan")}, "got nan and 0.2"),
-        ({"w_image": 0.0, "w_patch": 0.0}, "one of them must be above 0"),
+        ({"w_image": 0.0, "w_patch": 0.0}, "one of w_image, w_patch must be above 0"),
         ({"local_views": -1}, "0 or more, got -1"),
         ({"centre_momentum": -0.1}, "from 0 to 1, got -0.1"),
     ],

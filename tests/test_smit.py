@@ -261,6 +261,8 @@ def test_smits_export(kept):
         ({"mask_ratio": float("nan")}, "above 0 and below 1, got nan"),
         ({"export": "both"}, "teacher or student, got 'both'"),
         ({"w_mip": 0, "w_itd": 0, "w_mpd": 0}, "one of w_mip, w_itd, w_mpd"),
+        ({"w_mip": -1.0}, "w_mip must be 0 or more, got -1"),
+        ({"w_parcels": -1.0}, "w_parcels must be 0 or more, got -1"),
     ],
 )
 def test_smit_refuses_impossible_settings(settings, message):

@@ -218,8 +218,8 @@ def test_token0_reads_tokens_0_and_1():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"w_rotation": 0.0, "w_contrast": 0.0, "w_voxels": 0.0}, "one above 0"),
-        ({"w_voxels": -1.0}, "0 or more"),
+        ({"w_rotation": 0.0, "w_contrast": 0.0, "w_voxels": 0.0}, "w_voxels must be above 0"),
+        ({"w_voxels": -1.0}, "w_voxels must be 0 or more, got -1"),
         ({"cut_share": 1.0}, "cut_share must be above 0 and below 1, got 1.0"),
         ({"cut_edge": 0.0}, "cut_edge must be above 0 and below 1, got 0.0"),
         ({"temperature": math.nan}, "temperature must be above 0, got nan"),

@@ -33,6 +33,7 @@ from nnssl.encoder.swin import Swin
 from nnssl.host_memory import to_device
 from nnssl.methods.distillation import DistillationMethod, DistillationMethodConfig
 from nnssl.methods.method import Step, weighted_total
+from nnssl.modules.bounds import require_weights
 from nnssl.modules.encoder_with_heads import STAGE_OF_STRIDE, EncoderWithHeads
 from nnssl.modules.losses import Centre, cross_view, soft_cross_entropy
 from nnssl.modules.selected import select_tokens
@@ -79,7 +80,7 @@ class IBOTConfig(MultiCropConfig, DistillationMethodConfig):
         self._check_mask_block()
         self._check_mask_chance()
         self._check_mask_ratio()
-        self._check_weights()
+        require_weights(self, "w_image", "w_patch")
 
     def _check_mask_block(self) -> None:
         if self.mask_block not in BLOCKS:
@@ -101,12 +102,6 @@ class IBOTConfig(MultiCropConfig, DistillationMethodConfig):
             raise ValueError(
                 "mask_ratio, mask_ratio - mask_spread and mask_ratio + mask_spread must lie "
                 f"between 0 and 1; got {self.mask_ratio} and {self.mask_spread}"
-            )
-
-    def _check_weights(self) -> None:
-        if self.w_image < 0 or self.w_patch < 0 or self.w_image + self.w_patch == 0:
-            raise ValueError(
-                "w_image and w_patch must not be negative, and one of them must be above 0"
             )
 
 

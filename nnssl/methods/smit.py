@@ -38,6 +38,7 @@ from nnssl.encoder.swin import ALL, Swin
 from nnssl.host_memory import to_device
 from nnssl.methods.distillation import DistillationMethod, DistillationMethodConfig
 from nnssl.methods.method import Step, weighted_total
+from nnssl.modules.bounds import require_not_negative, require_weights
 from nnssl.modules.encoder_with_heads import STAGE_OF_STRIDE, EncoderWithHeads
 from nnssl.modules.losses import Centre, cross_view, masked_l1, soft_cross_entropy
 from nnssl.modules.masked import MaskedConfig
@@ -93,7 +94,9 @@ class SMITConfig(MaskedConfig, DistillationMethodConfig):
         MaskedConfig.__post_init__(self)
         self._check_patches()
         self._check_teacher_views()
-        self._check_weights()
+        require_weights(self, "w_mip", "w_itd", "w_mpd")
+        require_not_negative(self, "w_parcels")
+        self._check_decoders()
 
     def _check_teacher_views(self) -> None:
         if self.teacher_views not in (1, 2):
@@ -110,14 +113,12 @@ class SMITConfig(MaskedConfig, DistillationMethodConfig):
                 f"patch_tokens must be a number of tokens, or 0 for all, got {self.patch_tokens}"
             )
 
-    def _check_weights(self) -> None:
+    def _check_decoders(self) -> None:
         if self.w_parcels > 0 and self.decoder != LINEAR:
             raise ValueError(
                 f"decoder={self.decoder} and w_parcels={self.w_parcels} both pretrain a decoder; "
                 "set decoder=linear, or w_parcels=0"
             )
-        if self.w_mip <= 0 and self.w_itd <= 0 and self.w_mpd <= 0:
-            raise ValueError("one of w_mip, w_itd, w_mpd must be above 0")
 
     @property
     def parcel_classes(self) -> int:
