@@ -9,7 +9,7 @@ import pytest
 from nnssl import checkpoint, phantoms
 from nnssl.data import atlas, parcel_failures, parcel_maps
 from nnssl.data.plan import Case, Plan
-from nnssl.data.prepare import prepare
+from nnssl.data.prepare import PrepareRequest, prepare
 from nnssl.files import read_json
 from nnssl.hu import HUPolicy
 from nnssl.train import parcels_choice, pretrain
@@ -141,7 +141,7 @@ def registered(monkeypatch) -> list[int]:
 
 def test_scans_that_are_not_alike_have_no_parcels(raw, tmp_path, few_are_enough, registered):
     """Two of three: less than 80 %. It is found out once, and asking by hand still works."""
-    plan = prepare("made", tmp_path, [raw], spacing=SPACING, num_processes=0)
+    plan = prepare(PrepareRequest("made", tmp_path, [raw], spacing=SPACING, num_processes=0))
     for _ in range(2):
         (choice,) = choose(smit("classes=6"), plan, tmp_path)
         assert choice.value == 0.0
@@ -162,7 +162,7 @@ def test_who_asks_for_parcels_hears_why_there_are_none(raw, tmp_path, monkeypatc
         raise atlas.RegistrationError("has no structure to register")
 
     monkeypatch.setattr(atlas, "register", register)
-    plan = prepare("made", tmp_path, [raw], spacing=SPACING, num_processes=0)
+    plan = prepare(PrepareRequest("made", tmp_path, [raw], spacing=SPACING, num_processes=0))
     message = r"0 of 3 scans could be .*, 2 are needed .*has no structure.*: choose another method"
     with pytest.raises(ValueError, match=message):
         choose(smit("w_parcels=1"), plan, tmp_path)
@@ -173,7 +173,7 @@ def test_a_collection_that_may_only_be_read_has_the_parcels_that_are_there(
 ):
     """SMIT registered all scans of it before it failed."""
     monkeypatch.setattr(parcels_choice, "REGISTERED", 0.5)
-    plan = prepare("made", tmp_path, [raw], spacing=SPACING, num_processes=0)
+    plan = prepare(PrepareRequest("made", tmp_path, [raw], spacing=SPACING, num_processes=0))
     with monkeypatch.context() as patch:
         patch.setattr("nnssl.data.parcel_failures.os.access", lambda *_: False)
         (choice,) = choose(smit("classes=6"), plan, tmp_path)

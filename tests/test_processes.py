@@ -22,7 +22,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 from nnssl import checkpoint, dist
 from nnssl.data import preprocess, survey
 from nnssl.data.crops import Crops
-from nnssl.data.prepare import prepare
+from nnssl.data.prepare import PrepareRequest, prepare
 from nnssl.modules.running import RunningMean
 from nnssl.train import batches, cache, distributed, loop
 from nnssl.train.log import Log
@@ -171,7 +171,7 @@ def shared_preparation(folder: Path) -> dict:
     preprocess.preprocess_case = lambda *a, **how: done.append("stored") or store(*a, **how)
     out, said = folder / "prepared", []
     plan = distributed.rank_zero_first(
-        lambda: prepare("made", out, [folder / "raw"], num_processes=0)
+        lambda: prepare(PrepareRequest("made", out, [folder / "raw"], num_processes=0))
     )
     crops = Crops(out, plan, (8, 16, 16))
     cache.free_bytes = lambda _: 10**9 if dist.is_main() else 0

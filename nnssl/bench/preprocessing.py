@@ -18,7 +18,7 @@ from statistics import median
 from typing import NamedTuple
 
 from nnssl.data.plan import Case, Plan
-from nnssl.data.prepare import prepare
+from nnssl.data.prepare import PrepareRequest, prepare
 from nnssl.data.preprocess import preprocess_case
 from nnssl.data.workers import Failed, parallel_map
 from nnssl.phantoms import write_folder
@@ -85,12 +85,14 @@ def measured(args: argparse.Namespace, folder: Path) -> list[tuple[Costs, Costs]
     raw, spacing = folder / "raw", tuple(args.spacing)
     write_folder(raw, range(args.scans), tuple(args.shape))
     plan = prepare(
-        "bench",
-        folder / "out",
-        [raw],
-        spacing=spacing,
-        crop=(64, 64, 64),
-        num_processes=args.workers,
+        PrepareRequest(
+            "bench",
+            folder / "out",
+            [raw],
+            spacing=spacing,
+            crop=(64, 64, 64),
+            num_processes=args.workers,
+        )
     )
     return [(costs(plan, 1), costs(plan, args.workers)) for _ in range(args.rounds)]
 

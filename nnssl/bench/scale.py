@@ -31,7 +31,7 @@ from nnssl.bench.command_line import parser_of
 from nnssl.data.crops import Crops, Stored
 from nnssl.data.packing import pack
 from nnssl.data.plan import Case, Plan, make_plan, resampled_shape
-from nnssl.data.prepare import prepare
+from nnssl.data.prepare import PrepareRequest, prepare
 from nnssl.data.preprocess import BLOCK
 from nnssl.data.scans import Found, find_scans
 from nnssl.data.survey import HISTOGRAM, SURVEY_VERSION, survey
@@ -150,10 +150,11 @@ def stages(collection: SyntheticCollection) -> Iterator[tuple[str, Callable[[], 
     yield "survey, all answers known, with report", work.survey
     yield "plan", work.decide
     make_notes(collection, work.plan)
-    start = partial(prepare, NAME, collection.folder, num_processes=0)
-    yield "first start, with -i", partial(start, [collection.raw])
-    yield "later start, with -i", partial(start, [collection.raw])
-    yield "later start, --name alone", start
+    bare = PrepareRequest(NAME, collection.folder, num_processes=0)
+    with_sources = replace(bare, sources=[collection.raw])
+    yield "first start, with -i", partial(prepare, with_sources)
+    yield "later start, with -i", partial(prepare, with_sources)
+    yield "later start, --name alone", partial(prepare, bare)
     yield "size of it all, for --cache", work.least_bytes
     yield "build the run", partial(work.build, resume=False)
     yield "save", work.save
