@@ -17,7 +17,7 @@ from nnssl.encoder import stream
 from nnssl.encoder.attention import window_attention
 from nnssl.encoder.config import SwinConfig
 from nnssl.encoder.given import Given
-from nnssl.encoder.partition import WindowPartition
+from nnssl.encoder.partition import Reordered, WindowPartition
 from nnssl.encoder.windows import Reordering, StageWindows, corners, merging_order
 from nnssl.shapes import floor_div
 from nnssl.types import GradContext, Shape
@@ -30,26 +30,12 @@ if TYPE_CHECKING:
 HALF = (torch.bfloat16, torch.float16)
 
 
-class _Reorder(torch.autograd.Function):
-    """x[:, index], whose gradient is a gather by the known inverse rather than a scatter."""
-
-    @staticmethod
-    def forward(ctx: GradContext, x: Tensor, index: Tensor, inverse: Tensor) -> Tensor:
-        ctx.save_for_backward(inverse)
-        return x.index_select(1, index)
-
-    @staticmethod
-    def backward(ctx: GradContext, gradient: Tensor) -> tuple[Tensor, None, None]:
-        (inverse,) = ctx.saved_tensors
-        return gradient.index_select(1, inverse), None, None
-
-
 def _reorder(x: Tensor, way: tuple[Tensor, Tensor | None]) -> Tensor:
     """[B N C] to [B N C] by a reordering of `StageWindows`, or by `merging_order`, which may have
     no inverse.
     """
     index, inverse = way
-    return x.index_select(1, index) if inverse is None else _Reorder.apply(x, index, inverse)
+    return x.index_select(1, index) if inverse is None else Reordered.apply(x, index, inverse, 1)
 
 
 def inverse(way: Reordering) -> Reordering:
@@ -62,7 +48,7 @@ def to_slots(x: Tensor, partition: WindowPartition, pads_are_zero: bool) -> Tens
         return x
     # A padding slot shows the first token, and no gradient leaves it: it is zeroed, or nobody
     # attends to it.
-    x = _Reorder.apply(x, partition.token_of_slot, partition.slot_of_token)
+    x = Reordered.apply(x, partition.token_of_slot, partition.slot_of_token, 1)
     return x * partition.occupied.to(x.dtype) if pads_are_zero else x
 
 
