@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from nnssl.modules.losses import Centre, cross_view
+from nnssl.modules.running import update_all
 from nnssl.views.multicrop import MultiCropConfig, local_size, multicrop, random_views
 from nnssl.views.spatial import crop_size, region_size
 
@@ -58,7 +59,7 @@ def test_the_loss_is_lightlys_over_epochs(batch, prototypes, local, student_t, s
         target = centre.sharpen(teacher.flatten(0, 1), method.teacher_temperature()).view_as(
             teacher
         )
-        centre.update()
+        update_all(centre)
         torch.testing.assert_close(
             cross_view(student, target, student_t), expected, rtol=1e-5, atol=1e-6
         )

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from nnssl.modules.losses import Centre, soft_cross_entropy
+from nnssl.modules.running import update_all
 from nnssl.modules.selected import select_tokens
 from nnssl.views.masking import draw_cuboids
 
@@ -58,7 +59,7 @@ def test_the_patch_term_is_lightlys_where_views_hide_different_numbers(
         student, teacher = (torch.cat([rows, 9 * rows[:4]]) for rows in (student, teacher))
         target = centre.sharpen(teacher, teacher_t, selected.counts)
         got = selected.mean(soft_cross_entropy(student, target, student_t))
-        centre.update()
+        update_all(centre)
         torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(
             centre.value, oracle.center.value.flatten(), rtol=1e-5, atol=1e-6

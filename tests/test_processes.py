@@ -23,7 +23,7 @@ from nnssl import checkpoint, dist
 from nnssl.data import preprocess, survey
 from nnssl.data.crops import Crops
 from nnssl.data.prepare import PrepareRequest, prepare
-from nnssl.modules.running import RunningMean
+from nnssl.modules.running import RunningMean, update_all
 from nnssl.train import batches, cache, distributed, loop
 from nnssl.train.log import Log
 from nnssl.train.loop import Interrupted, train
@@ -140,7 +140,7 @@ def uneven_mean(parts: list[torch.Tensor]) -> torch.Tensor:
     mean = RunningMean(4, momentum=0.0)
     for rows in parts:
         mean.accumulate(rows)
-    mean.update()
+    update_all(mean)
     return mean.value
 
 
