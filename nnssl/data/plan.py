@@ -14,7 +14,7 @@ from nnssl.data.hu_map import hu_policy
 from nnssl.files import fingerprint, read_json, write_json
 from nnssl.host_memory import uncollected
 from nnssl.hu import HUPolicy
-from nnssl.types import Shape, Spacing
+from nnssl.types import BODY_HU, Shape, Spacing
 
 FORMAT_VERSION = 1
 PLAN = "plan.json"  # its file, in the folder of a collection
@@ -67,6 +67,11 @@ class Plan:
     def standardise(self, voxels: np.ndarray) -> np.ndarray:
         """A whole scan [Z Y X], normalised as nnU-Net does before resampling, float32."""
         return _by_own_values(voxels) if self.hu is None else self.hu.standardise(voxels)
+
+    def body(self, voxels: np.ndarray, standardised: np.ndarray) -> np.ndarray:
+        """bool [Z Y X]: where a whole scan, which `standardise` has normalised, shows tissue."""
+        in_hu = self.hu is not None
+        return is_body(voxels if in_hu else standardised, in_hu)
 
     def bend(self, resampled: np.ndarray) -> np.ndarray:
         """What `standardise` gave, resampled since, to network input.
@@ -148,6 +153,13 @@ class Plan:
             added=len(added),
             pattern=tuple(content.get("pattern", [])),
         )
+
+
+def is_body(values: np.ndarray, in_hu: bool) -> np.ndarray:
+    """Which voxels are no air, by their HU. By values without HU, which their own mean and std
+    have normalised: those above the mean.
+    """
+    return values > (BODY_HU if in_hu else 0.0)
 
 
 def _check_version(path: Path | str, version: object) -> None:
