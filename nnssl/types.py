@@ -19,6 +19,7 @@ FINAL = "checkpoint_final.pth"  # of a pretraining, and of nnU-Net's trainings
 NAME, BASE = "nnUNetSwinPlans", "nnUNetPlans"  # of our plans, and of nnU-Net's own
 MANIFEST = "manifest.json"  # beside the checkpoints of a pretraining: how it was made
 
+STRIDES = (2, 4, 8, 16, 32)  # of an encoder's five maps, in voxels
 LAST = (4,)  # the number of an encoder's coarsest map, where it is wanted alone
 
 Shape = tuple[int, ...]

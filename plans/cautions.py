@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from nnssl import files
-from nnssl.finetune.architecture import INFO, PLANNED
+from nnssl.finetune.architecture import BY_INTENSITIES, INFO, INTENSITIES, PLANNED
 from nnssl.types import RAW
 
 FOLDS = 5  # nnU-Net's own
@@ -83,7 +83,7 @@ def _too_few_cases(folder: Path, plans: Mapping) -> list[Caution]:
 
 
 def _values_that_are_no_hu(folder: Path, plans: Mapping) -> list[Caution]:
-    properties = plans.get("foreground_intensity_properties_per_channel", {})
+    properties = plans.get(INTENSITIES, {})
     remedy = f"nnUNetv2_plan_and_preprocess -d {folder.name} --clean"
     return [
         Caution(_says_no_hu(channel, properties[channel], what), remedy)
@@ -106,7 +106,7 @@ def _ct_channels(plans: Mapping) -> set[str]:
     """The numbers of the channels that some configuration normalises as CT."""
     schemes = [c.get("normalization_schemes", ()) for c in plans["configurations"].values()]
     numbered = [pair for own in schemes for pair in enumerate(own)]
-    return {str(channel) for channel, scheme in numbered if scheme == "CTNormalization"}
+    return {str(channel) for channel, scheme in numbered if scheme == BY_INTENSITIES}
 
 
 def _no_hu(values: Mapping) -> str | None:

@@ -29,6 +29,7 @@ from nnssl.finetune.architecture import (
     BASE,
     DECODER,
     INFO,
+    INTENSITIES,
     NAME,
     RECIPE,
     architecture,
@@ -165,10 +166,9 @@ class SwinPlanner(ExperimentPlanner):
     @cached_property
     def _top(self) -> dict:
         """The plans' entries for all configurations that a network depends on."""
-        properties = "foreground_intensity_properties_per_channel"
         return {
             "transpose_forward": [int(axis) for axis in self.determine_transpose()[0]],
-            properties: self.dataset_fingerprint[properties],
+            INTENSITIES: self.dataset_fingerprint[INTENSITIES],
             **self._about_all(),
         }
 

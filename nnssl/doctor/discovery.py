@@ -15,7 +15,7 @@ from nnssl.doctor import ways
 from nnssl.doctor.finding import Finding, first_line, note, ok, wrong
 from nnssl.finetune import checkpoint_choice
 from nnssl.finetune.architecture import INFO, are_plans, is_ours
-from nnssl.plans.cautions import cautions
+from nnssl.plans.cautions import DATASET, SPLITS, cautions
 from nnssl.recipe import Recipe
 from nnssl.types import PREPROCESSED
 
@@ -27,7 +27,7 @@ TRAINERS = (
     "SwinLoRATrainer",
 )
 FIND_OURS = f"export {trainer_path.VARIABLE}={shlex.quote(trainer_path.trainers_folder())}"
-NOT_PLANS = ("dataset.json", "dataset_fingerprint.json", "splits_final.json")
+NOT_PLANS = (DATASET, "dataset_fingerprint.json", SPLITS)
 SETUP = "setup.py"
 OTHER_PLANS = "plans that name no checkpoint"
 

@@ -27,15 +27,14 @@ from nnssl.encoder.convolutions import ResidualConvolution
 from nnssl.encoder.given import given
 from nnssl.encoder.visible import Visible
 from nnssl.shapes import ceil_div
-from nnssl.types import Shape
+from nnssl.types import STRIDES, Shape
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
 
-__all__ = ["PATCH", "STEPS", "STRIDES", "Swin", "SwinConfig"]
+__all__ = ["PATCH", "STEPS", "Swin", "SwinConfig"]
 
 
-STRIDES = tuple(PATCH * 2**i for i in range(5))  # of the five maps, in voxels
 ALL = tuple(range(len(STRIDES)))  # the maps' numbers
 
 

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from nnssl.modules.bounds import require_open_fraction
-from nnssl.types import Shape
+from nnssl.types import STRIDES, Shape
 
-STRIDES = (2, 4, 8, 16, 32)  # of the encoder's maps, in voxels
 COARSE, COARSER = 8, 16  # strides behind stages 2 and 3
 
 
