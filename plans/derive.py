@@ -19,21 +19,13 @@ from nnssl import files
 from nnssl.data.raw_datasets import chosen_channels, is_ct_name
 from nnssl.encoder.presets import preset
 from nnssl.finetune import checkpoint_choice
-from nnssl.finetune.architecture import (
-    BASE,
-    INFO,
-    PLANNED,
-    RECIPE,
-    architecture,
-    is_ct,
-    is_ours,
-)
+from nnssl.finetune.architecture import INFO, PLANNED, architecture, is_ct, is_ours
 from nnssl.finetune.plans_file import resolve
 from nnssl.plans.own_configurations import keep_own_configurations
 from nnssl.plans.plan_checks import check_request, target
 from nnssl.plans.plans_request import DATASET, PRETRAINING, PlansRequest
-from nnssl.recipe import Recipe
-from nnssl.types import PREPROCESSED, RAW
+from nnssl.recipe import RECIPE, Recipe
+from nnssl.types import BASE, PREPROCESSED, RAW
 
 if TYPE_CHECKING:
     from nnssl.plans.planner import PlannedStart

@@ -14,7 +14,7 @@ from math import prod
 
 import torch
 
-from nnssl.encoder.swin import STEPS, SwinConfig
+from nnssl.encoder.config import STEPS, SwinConfig
 from nnssl.encoder.windows import window_and_shift
 from nnssl.network.decoders import OUTPUTS, full_options
 from nnssl.network.swin_unetr import SwinUNETR

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from nnssl import files, weights
-from nnssl.finetune.architecture import INFO, RECIPE, is_ct, is_ours
+from nnssl.finetune.architecture import INFO, is_ct, is_ours
 from nnssl.finetune.plans_file import resolve
 from nnssl.plans.cautions import (
     cautions,
@@ -15,6 +15,7 @@ from nnssl.plans.cautions import (
     training_command,
 )
 from nnssl.plans.plans_request import PlansRequest
+from nnssl.recipe import RECIPE
 
 
 def describe_plans(path: Path, request: PlansRequest, before: Mapping | None = None) -> str:

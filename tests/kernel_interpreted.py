@@ -19,7 +19,8 @@ from triton.runtime import interpreter
 
 from nnssl.encoder import attention, stream
 from nnssl.encoder.attention import choice, kernel, launch, reference
-from nnssl.encoder.swin import Swin, SwinConfig
+from nnssl.encoder.config import SwinConfig
+from nnssl.encoder.swin import Swin
 
 CPU = torch.device("cpu")
 SHAPES = ((64, 1, 12), (27, 1, 24), (12, 3, 16), (5, 1, 33), (1, 1, 16))

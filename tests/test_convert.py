@@ -22,7 +22,8 @@ from synthetic_plans import DATASET, nnunet_plans
 from nnssl import checkpoint, cli, files, finetune
 from nnssl.convert import sources
 from nnssl.convert.conversion import ConvertRequest, convert
-from nnssl.encoder.swin import Swin, SwinConfig
+from nnssl.encoder.config import SwinConfig
+from nnssl.encoder.swin import Swin
 from nnssl.finetune import checkpoint_choice
 from nnssl.finetune.architecture import architecture
 from nnssl.network.swin_unetr import SwinUNETR

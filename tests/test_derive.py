@@ -15,10 +15,11 @@ from synthetic_plans import DATASET, nnunet_plans
 
 from nnssl import cli, files, finetune
 from nnssl.encoder.presets import preset
-from nnssl.finetune.architecture import BASE, INFO, PLANNED, RECIPE, is_ours, steps_of
+from nnssl.finetune.architecture import INFO, PLANNED, is_ours, steps_of
 from nnssl.network.decoders import OPTIONS
 from nnssl.plans.derive import PlansRequest, derive
-from nnssl.recipe import Recipe
+from nnssl.recipe import RECIPE, Recipe
+from nnssl.types import BASE
 
 
 @pytest.fixture

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from nnssl.bench.encoder import monai_swin
 from nnssl.encoder import given
+from nnssl.encoder.config import SwinConfig
 from nnssl.encoder.given import draw_kept
 from nnssl.encoder.presets import PRESETS, preset
-from nnssl.encoder.swin import Swin, SwinConfig
+from nnssl.encoder.swin import Swin
 
 
 def small(**changes: object) -> SwinConfig:

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from nnssl.convert.conversion import Converted, ConvertRequest, encoder_from
 from nnssl.convert.opening import opened, tensors_in
-from nnssl.encoder.swin import Swin, SwinConfig
+from nnssl.encoder.config import SwinConfig
+from nnssl.encoder.swin import Swin
 
 
 def reverse_axes(x: Tensor) -> Tensor:

@@ -15,11 +15,13 @@ from synthetic_datasets import ID, NAME, synthetic_dataset
 
 from nnssl import cli, files, finetune
 from nnssl.encoder.presets import preset
-from nnssl.finetune.architecture import BASE, INFO, PLANNED, RECIPE, is_ours, steps_of
+from nnssl.finetune.architecture import INFO, PLANNED, is_ours, steps_of
 from nnssl.plans import memory_model
 from nnssl.plans.derive import PlansRequest, derive
 from nnssl.plans.patch import plan_batch, plan_patch
 from nnssl.plans.plans_description import describe_plans
+from nnssl.recipe import RECIPE
+from nnssl.types import BASE
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -20,11 +20,12 @@ from nnssl.checkpoint.card import CONFIG, card
 from nnssl.convert.conversion import ConvertRequest, convert
 from nnssl.embed import work
 from nnssl.finetune import checkpoint_choice
-from nnssl.finetune.architecture import BASE, INFO
+from nnssl.finetune.architecture import INFO
 from nnssl.network.swin_unetr import SwinUNETR
 from nnssl.plans import derive
 from nnssl.plans.plans_description import describe_plans
 from nnssl.study.design import values
+from nnssl.types import BASE
 
 MIB = 2**20
 NAMES = list(weights.RELEASED)

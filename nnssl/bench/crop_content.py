@@ -22,7 +22,8 @@ from torch import Tensor
 from nnssl.bench import markdown
 from nnssl.data.crops import Crops
 from nnssl.data.plan import Plan
-from nnssl.encoder.swin import Swin, SwinConfig
+from nnssl.encoder.config import SwinConfig
+from nnssl.encoder.swin import Swin
 from nnssl.methods import METHODS, Method
 from nnssl.train.batches import collate, generator_for
 from nnssl.types import Shape

@@ -24,7 +24,8 @@ from torch import Tensor
 
 from nnssl import checkpoint, files
 from nnssl.bench.panels import MOST_ROWS, Frame, PanelRow, picture
-from nnssl.encoder.swin import Swin, SwinConfig
+from nnssl.encoder.config import SwinConfig
+from nnssl.encoder.swin import Swin
 from nnssl.hu import HUPolicy
 from nnssl.methods import METHODS, Method
 from nnssl.phantoms import phantom

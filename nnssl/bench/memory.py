@@ -28,8 +28,8 @@ from torch import Tensor, nn
 from nnssl.bench import markdown
 from nnssl.bench.accounting import HALF, Accounting, Autocast
 from nnssl.bench.command_line import parser_of
+from nnssl.encoder.config import SwinConfig
 from nnssl.encoder.presets import preset
-from nnssl.encoder.swin import SwinConfig
 from nnssl.finetune import deep_supervision_weights
 from nnssl.network.decoders import DECODERS, full_options
 from nnssl.network.swin_unetr import SwinUNETR, output_sizes

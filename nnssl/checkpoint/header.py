@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from nnssl.checkpoint.plain import printable, why_no_weights
-from nnssl.encoder.swin import Swin, SwinConfig
+from nnssl.encoder.config import SwinConfig
+from nnssl.encoder.swin import Swin
 from nnssl.hu import HUPolicy
 
 FORMAT_VERSION = 1

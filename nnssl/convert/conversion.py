@@ -34,7 +34,8 @@ from nnssl.convert.opening import (
 )
 from nnssl.convert.request import ConvertRequest
 from nnssl.convert.sources import Source
-from nnssl.encoder.swin import Swin, SwinConfig
+from nnssl.encoder.config import SwinConfig
+from nnssl.encoder.swin import Swin
 from nnssl.hu import HUPolicy
 
 MERGE = (

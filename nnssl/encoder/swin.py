@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from nnssl.encoder import visible
 from nnssl.encoder.blocks import HALF, PatchEmbed, Stage, initialise
-from nnssl.encoder.config import PATCH, STEPS, SwinConfig
+from nnssl.encoder.config import SwinConfig
 from nnssl.encoder.convolutions import ResidualConvolution
 from nnssl.encoder.given import given
 from nnssl.encoder.visible import Visible
@@ -31,9 +31,6 @@ from nnssl.types import STRIDES, Shape
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
-
-__all__ = ["PATCH", "STEPS", "Swin", "SwinConfig"]
-
 
 ALL = tuple(range(len(STRIDES)))  # the maps' numbers
 

@@ -17,29 +17,8 @@ from nnssl.encoder.config import NATIVE, SwinConfig
 from nnssl.finetune.strides import steps_for
 from nnssl.hu import HUPolicy
 from nnssl.network.decoders import full_options
-from nnssl.recipe import RECIPE
-from nnssl.types import BASE, NAME, NETWORK_CLASS, Shape
-
-__all__ = [
-    "BASE",
-    "BY_INTENSITIES",
-    "DECODER",
-    "INFO",
-    "INTENSITIES",
-    "NAME",
-    "NETWORK_CLASS",
-    "PLANNED",
-    "RECIPE",
-    "architecture",
-    "as_read",
-    "axes_of",
-    "describe_map",
-    "encoder_for",
-    "intensity_map",
-    "is_ours",
-    "permute_axes",
-    "steps_of",
-]
+from nnssl.recipe import RECIPE as RECIPE  # `nnssl.study` takes it from here
+from nnssl.types import NETWORK_CLASS, Shape
 
 INFO, PLANNED = "pretrain_info", "nnssl_plan"
 INTENSITIES = "foreground_intensity_properties_per_channel"

@@ -5,16 +5,7 @@ checkpoint after it.
 from __future__ import annotations
 
 from nnssl import checkpoint
-from nnssl.finetune.architecture import (
-    BASE,
-    DECODER,
-    INFO,
-    RECIPE,
-    architecture,
-    is_ct,
-    is_ours,
-    steps_of,
-)
+from nnssl.finetune.architecture import DECODER, INFO, architecture, is_ct, is_ours, steps_of
 from nnssl.finetune.checkpoint_choice import (
     CheckpointChoice,
     OriginError,
@@ -23,7 +14,9 @@ from nnssl.finetune.checkpoint_choice import (
     require_recorded_hash,
 )
 from nnssl.network.swin_unetr import SwinUNETR, output_sizes
+from nnssl.recipe import RECIPE
 from nnssl.shapes import round_up
+from nnssl.types import BASE
 
 
 def resolve_architecture(plans: dict, name: str) -> None:

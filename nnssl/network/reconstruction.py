@@ -10,7 +10,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from nnssl.encoder.swin import ALL, PATCH, Swin
+from nnssl.encoder.config import PATCH
+from nnssl.encoder.swin import ALL, Swin
 from nnssl.encoder.visible import Visible, mask_at_stride
 from nnssl.modules.masked import MaskedConfig
 from nnssl.modules.voxel_decoders import MultiScaleDecoder

@@ -11,8 +11,9 @@ from itertools import accumulate
 import torch
 from torch import Tensor, nn
 
+from nnssl.encoder.config import PATCH, SwinConfig
 from nnssl.encoder.presets import preset
-from nnssl.encoder.swin import PATCH, Swin, SwinConfig
+from nnssl.encoder.swin import Swin
 from nnssl.network.decoders import OUTPUTS, make_decoder
 from nnssl.network.layers import by_channel
 from nnssl.shapes import ceil_div
