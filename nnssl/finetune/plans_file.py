@@ -13,6 +13,7 @@ from nnssl.finetune.checkpoint_choice import (
     pretrain_info,
     require_recorded_hash,
 )
+from nnssl.network.layers import halving_weights
 from nnssl.network.swin_unetr import SwinUNETR, output_sizes
 from nnssl.recipe import RECIPE
 from nnssl.shapes import round_up
@@ -120,7 +121,7 @@ def deep_supervision_weights(outputs: int) -> tuple[float, ...]:
     """1, 1/2, 1/4, ... over their sum. All count: an output without a loss would leave a head
     without a gradient.
     """
-    weights = [0.5**i for i in range(outputs)]
+    weights = halving_weights(outputs)
     return tuple(weight / sum(weights) for weight in weights)
 
 

@@ -57,6 +57,11 @@ def by_channel(values: Tensor, x: Tensor) -> Tensor:
     return values.view(-1, *[1] * (x.ndim - 2))
 
 
+def halving_weights(outputs: int) -> list[float]:
+    """1, 1/2, 1/4, ...: what nnU-Net's deep supervision counts of each coarser output."""
+    return [0.5**level for level in range(outputs)]
+
+
 def cut(x: Tensor, size: Shape) -> Tensor:
     """The first voxels of [B C *larger] that make [B C *size]."""
     return x[(..., *(slice(0, n) for n in size))]

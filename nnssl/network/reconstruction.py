@@ -16,6 +16,7 @@ from nnssl.encoder.visible import Visible, mask_at_stride
 from nnssl.modules.masked import MaskedConfig
 from nnssl.modules.voxel_decoders import MultiScaleDecoder
 from nnssl.network.decoders import full_options, make_decoder
+from nnssl.network.layers import halving_weights
 from nnssl.views.masking import all_but, repeat_blocks
 
 LINEAR = "linear"
@@ -71,7 +72,7 @@ class ParcelDecoder(PretrainedDecoder):
         """
         log_p = [_log_probabilities(logits) for logits in self(maps, image)]
         own = [_of_parcels(each, parcels) for each in log_p]
-        weights = [0.5**level for level in range(len(own))]  # nnU-Net's, for coarser outputs
+        weights = halving_weights(len(own))
         first, *others = (-weight * each.mean() for weight, each in zip(weights, own, strict=True))
         right = own[0].detach() == log_p[0].detach().amax(dim=-1)
         return sum(others, first) / sum(weights), _fraction_in_body(right, parcels)
