@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, BinaryIO, Literal, cast
 
 import numpy as np
 
-from nnssl.data.blockwise import BLOCK, blocks
 from nnssl.data.data_files import unreadable
 from nnssl.data.refusals import UnusableScanError, passing_errors, summarise_error
+from nnssl.files import BLOCK, blocks
 from nnssl.types import Spacing
 
 if TYPE_CHECKING:

@@ -12,11 +12,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from nnssl.data.blockwise import BLOCK, blocks
 from nnssl.data.data_files import unreadable
 from nnssl.data.header_text import StoredVoxels
 from nnssl.data.refusals import passing_errors, summarise_error
 from nnssl.data.text_headers import read_text_header
+from nnssl.files import BLOCK, blocks
 
 
 def check_text_volume(path: Path | str) -> None:
