@@ -69,17 +69,17 @@ def _only_series(folder: Path) -> str:
     return series[0]
 
 
-def checked(found: Found, in_hu: bool, cache: Path | None = None) -> Scan:
+def checked(found: Found, in_hu: bool) -> Scan:
     """Read as the survey of a pretraining does. Raises UnusableScanError, which names the scan."""
     try:
-        return _validated_scan(found, in_hu, cache)
+        return _validated_scan(found, in_hu)
     except UnusableScanError as refusal:
         raise UnusableScanError(f"{found.path} {refusal}") from refusal
 
 
-def _validated_scan(found: Found, in_hu: bool, cache: Path | None) -> Scan:
-    check_stored(found, in_hu, cache)
-    scan = read_found(found, cache)
+def _validated_scan(found: Found, in_hu: bool) -> Scan:
+    check_stored(found, in_hu)
+    scan = read_found(found)
     (check_hu if in_hu else check_values)(scan.voxels)
     return scan
 

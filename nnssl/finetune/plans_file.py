@@ -89,16 +89,16 @@ def build_network(
     return SwinUNETR(input_channels, classes, deep_supervision, **arguments)
 
 
-def round_patch(plans: dict, name: str, multiple: int = 8) -> None:
-    """Raise the patch of configuration `name` to multiples of `multiple`, in place: Primus cuts it
-    into cubes of 8 voxels. Raises ValueError in 2D, which Primus does not have.
+def round_patch(plans: dict, name: str) -> None:
+    """Raise the patch of configuration `name` to multiples of 8, in place: Primus cuts it into
+    cubes of 8 voxels. Raises ValueError in 2D, which Primus does not have.
     """
     patch = resolve(plans, name)["patch_size"]
     if len(patch) != 3:
         raise ValueError(
             f"Primus is a 3D network, and {name} has patches of {tuple(patch)}; train 3d_fullres"
         )
-    plans["configurations"][name]["patch_size"] = list(round_up(patch, [multiple] * 3))
+    plans["configurations"][name]["patch_size"] = list(round_up(patch, [8] * 3))
 
 
 def cascaded_labels(resolved: dict, input_channels: int) -> int:
