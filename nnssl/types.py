@@ -1,4 +1,4 @@
-"""Shared types and conventions: axes, masks, spacing, and the Hounsfield policy.
+"""Shared types and conventions: axes, spacing, masks, and names that several parts use.
 
 Axes.     Every array is (z, y, x) as nnU-Net reads it; batches are [B C Z Y X]; in 2D [B C Y X].
 Spacing.  Millimetres, in the same order as the axes.
@@ -28,7 +28,7 @@ PrintFn = Callable[[str], None]  # gets each line that a user is to read; `print
 
 # as checkpoints and plans name it; pydoc.locate finds it
 NETWORK_CLASS = "nnssl.network.swin_unetr.SwinUNETR"
-BODY_HU = -500.0  # voxels above this are body, not air (METHODS: HU > -500)
+BODY_HU = -500.0  # voxels above this are body, not air
 
 
 class GradContext(Protocol):

@@ -82,8 +82,8 @@ def _kind(path: Path) -> tuple[Shape, torch.dtype]:
 
 
 class Held:
-    """The volumes of `layout`, read whole, on `device`. A `Source` of crops, whose boxes are
-    those of the files bit for bit.
+    """The volumes of `layout`, read whole, on `device`: a `CropSource`. Crops are cut from them as
+    from the files, bit for bit.
 
     late: crops are not cut by the processes that read, but where the block is: `Crops.cut`.
     """

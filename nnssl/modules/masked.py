@@ -45,9 +45,9 @@ class MaskedConfig:
     mask_block: BlockSides = SIXTEEN
     # hide blocks of one constant as well, as the papers do; ours: air says nothing
     mask_air: bool = False
-    # what predicts voxels: one linear layer per map, as the papers; or a decoder
+    # what predicts voxels: linear, one layer per map, as the papers; or a decoder of the
+    # fine-tuning network (light, swinunetr, nnunet), which is then pretrained as well
     decoder: str = "linear"
-    # of the fine-tuning network (light, swinunetr, nnunet), which is then pretrained as well
     # with linear, maps of this stride and above predict, each alone; the papers: 32
     decode_from: int = 8
     # errors below count by their square, in units of the input; 0: L1, as the papers
