@@ -204,7 +204,7 @@ class Stage(nn.Module):
     ) -> Float[Tensor, "batch *grid channels"]:
         """[B *grid C] to the same, before merging; `given` for this stage and x."""
         recompute = checkpointing and self.training
-        if not recompute and stream.serves(self, x):
+        if not recompute and stream.is_supported(self, x):
             return stream.through(self, x.flatten(1, -2), given).view(x.shape)
         tokens = x.flatten(1, -2)
         for number, block in enumerate(self.blocks):

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from nnssl.encoder.blocks import Block, Stage
 
 
-def serves(stage: Stage, tokens: Tensor) -> bool:
+def is_supported(stage: Stage, tokens: Tensor) -> bool:
     """Whether `through` is the right way for tokens [B N C]: one precision, nobody who watches
     blocks, no compiler, which does the same by itself, and a GPU on which the kernels are right.
     """
@@ -34,7 +34,7 @@ def serves(stage: Stage, tokens: Tensor) -> bool:
         not torch.compiler.is_compiling()
         # before the trial, which compiles; not every other device knows autocast
         and not (tokens.is_cuda and torch.is_autocast_enabled("cuda"))
-        and choice.kernel_serves(tokens.device, tokens.dtype, tokens.shape[-1])
+        and choice.is_supported(tokens.device, tokens.dtype, tokens.shape[-1])
         and not torch.is_autocast_enabled(tokens.device.type)
         and all(_is_plain(block, tokens.dtype) for block in blocks_of(stage))
     )
