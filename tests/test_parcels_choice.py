@@ -13,7 +13,7 @@ from nnssl.data.prepare import PrepareRequest, prepare
 from nnssl.files import read_json
 from nnssl.hu import HUPolicy
 from nnssl.train import parcels_choice, pretrain
-from nnssl.train.before import Before
+from nnssl.train.earlier_run import EarlierRun
 from nnssl.train.log import Log
 from nnssl.train.pretrain import Options
 from nnssl.train.run import LATEST
@@ -49,8 +49,8 @@ def makes(monkeypatch) -> list[tuple]:
     return calls
 
 
-def choose(options: Options, plan: Plan, folder: Path = Path(), earlier: Before | None = None):
-    return parcels_choice.choose(options, plan, folder, earlier or Before(), lambda _: None)
+def choose(options: Options, plan: Plan, folder: Path = Path(), earlier: EarlierRun | None = None):
+    return parcels_choice.choose(options, plan, folder, earlier or EarlierRun(), lambda _: None)
 
 
 @pytest.mark.parametrize("scans", [10, 999])
@@ -106,10 +106,10 @@ def test_nothing_is_chosen_where_it_is_said(makes, method, settings, made):
 @pytest.mark.parametrize("weight", [0.0, 1.0])
 def test_a_run_that_goes_on_keeps_what_it_had(makes, weight):
     """Whatever would be chosen now; one of before the choice had no parcels."""
-    earlier = Before(cases=["c0"], method_config={"w_parcels": weight, "classes": 7})
+    earlier = EarlierRun(cases=["c0"], method_config={"w_parcels": weight, "classes": 7})
     assert choose(smit(), plan_of(50), earlier=earlier) == ()
     assert makes == ([(7, 0.0)] if weight else [])
-    assert choose(smit(), plan_of(50), earlier=Before(method_config={"lr": 1e-3})) == ()
+    assert choose(smit(), plan_of(50), earlier=EarlierRun(method_config={"lr": 1e-3})) == ()
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from torch.utils.data import default_collate
 
 from nnssl import checkpoint, dist
 from nnssl.methods.method import MethodConfig, Step
-from nnssl.train import batches, before, build, capacity, loop
+from nnssl.train import batches, build, capacity, earlier_run, loop
 from nnssl.train.graph import StepResult
 from nnssl.train.learning_rate import learning_rate, parameter_groups
 from nnssl.train.log import LOG, Log
@@ -219,10 +219,10 @@ def test_a_run_is_never_overwritten(tmp_path, there, resume, message):
     for name in there:
         (tmp_path / name).touch()
     if message is None:
-        before.require_free(tmp_path, resume)
+        earlier_run.require_free(tmp_path, resume)
     else:
         with pytest.raises(ValueError, match=message):
-            before.require_free(tmp_path, resume)
+            earlier_run.require_free(tmp_path, resume)
 
 
 # -- accumulation and the order of samples ---------------------------------------------

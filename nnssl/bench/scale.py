@@ -38,7 +38,7 @@ from nnssl.data.survey import HISTOGRAM, SURVEY_VERSION, survey
 from nnssl.data.survey_lines import body_histograms, line_file, pack_histogram
 from nnssl.data.survey_report import ScanReport
 from nnssl.shapes import ceil_div
-from nnssl.train import batches, before, cache
+from nnssl.train import batches, cache, earlier_run
 from nnssl.train.places import results_folder
 from nnssl.train.pretrain import Options, build_run
 from nnssl.train.run import Run
@@ -197,7 +197,7 @@ class ScaleWork:
     def build(self, resume: bool) -> None:
         chosen, folder = replace(self.options, resume=resume), self.collection.folder
         results = results_folder(chosen, self.plan)
-        earlier = before.of(results, resume, folder, self.plan, _silent)
+        earlier = earlier_run.read_earlier_run(results, resume, folder, self.plan, _silent)
         device = torch.device("cpu")
         self.run = build_run(chosen, self.plan, folder, device, earlier, (), _silent)
 
