@@ -24,7 +24,7 @@ from nnssl.encoder import visible
 from nnssl.encoder.blocks import HALF, PatchEmbed, Stage, initialise
 from nnssl.encoder.config import SwinConfig
 from nnssl.encoder.convolutions import ResidualConvolution
-from nnssl.encoder.given import given
+from nnssl.encoder.stage_inputs import stage_inputs
 from nnssl.encoder.visible import Visible
 from nnssl.shapes import ceil_div
 from nnssl.types import STRIDES, Shape
@@ -177,8 +177,8 @@ class Swin(nn.Module):
         if by_merge:
             keep(0, tokens)
         stages = self.stages[first : self._stages_for(last)]
-        all_given = given(stages, tokens)
-        for number, (stage, own) in enumerate(zip(stages, all_given, strict=True), first):
+        inputs = stage_inputs(stages, tokens)
+        for number, (stage, own) in enumerate(zip(stages, inputs, strict=True), first):
             tokens = stage(self._convolved(tokens, number), own, self.checkpointing)
             if not by_merge:
                 keep(number, tokens, self.out_norms[number] if self.out_norms else None)
