@@ -266,7 +266,7 @@ def sha256(path: Path | str) -> str:
 
 
 def crc32(path: Path | str) -> int:
-    """Of a whole file: for faults of disks, not against people."""
+    """The checksum of a whole file: for faults of disks, not against people."""
     value = 0
     with Path(path).open("rb") as file:
         for block in blocks(file):

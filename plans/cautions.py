@@ -26,7 +26,7 @@ class Caution(NamedTuple):
 
 
 def cautions(folder: Path, plans: Mapping) -> list[Caution]:
-    """Of a dataset's preprocessed `folder`, for a training by `plans`."""
+    """What is wrong with a dataset's preprocessed `folder`, for a training by `plans`."""
     return [*_too_few_cases(folder, plans), *_values_that_are_no_hu(folder, plans)]
 
 

@@ -121,7 +121,7 @@ class Count(TorchDispatchMode):
 
 
 def _flops_of_product(qkv: Tensor) -> int:
-    """Of n x n by d, or of n x d by n, in all windows and heads of [W n 3 heads d]."""
+    """FLOPs of n x n by d, or n x d by n, in all windows and heads of [W n 3 heads d]."""
     windows, n, _, heads, d = qkv.shape
     return 2 * windows * heads * n * n * d
 

@@ -41,7 +41,7 @@ def timed(case: Case, plan: Plan, folder: Path) -> tuple[int, float]:
 
 
 def costs(plan: Plan, num_processes: int) -> Costs:
-    """Of all cases, with so many workers."""
+    """What preprocessing all cases costs with so many workers."""
     busy: defaultdict[int, float] = defaultdict(float)
     with tempfile.TemporaryDirectory() as folder:
         preprocess = partial(timed, plan=plan, folder=Path(folder))
@@ -81,7 +81,7 @@ def parse_worker_options(argv: list[str] | None) -> argparse.Namespace:
 
 
 def measured(args: argparse.Namespace, folder: Path) -> list[tuple[Costs, Costs]]:
-    """Of every round: with one worker, and with many."""
+    """The costs of every round: with one worker, and with many."""
     raw, spacing = folder / "raw", tuple(args.spacing)
     write_folder(raw, range(args.scans), tuple(args.shape))
     plan = prepare(

@@ -91,7 +91,7 @@ def make_raw(collection: SyntheticCollection) -> None:
 
 
 def _histogram() -> str:
-    """Of a body, as the survey keeps it."""
+    """The histogram of a body, as the survey keeps it."""
     low, high = HISTOGRAM
     counts = np.random.default_rng(0).integers(0, 40_000, high - low + 1)
     counts[HU_VALUES:] = 0

@@ -251,7 +251,7 @@ def _hu(request: ConvertRequest, source: Source) -> HUPolicy | None:
 
 
 def _named_hu(hu: tuple[float, ...], source: Source) -> HUPolicy:
-    """Of --hu."""
+    """The policy that --hu names."""
     if len(hu) == 4:
         return HUPolicy(*hu)
     if len(hu) == 2:

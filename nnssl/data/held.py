@@ -55,7 +55,7 @@ class HeldVolumes:
 
 
 def layout(folder: Path, cases: Sequence[str], endings: Sequence[str]) -> HeldVolumes:
-    """Of the files <case><ending> of each case; opens each of them, and reads no voxel."""
+    """The files <case><ending> of each case: each is opened, and no voxel is read."""
     names = [f"{case}{ending}" for case in cases for ending in endings]
     with ThreadPoolExecutor(limits.cores()) as pool:
         notes = list(pool.map(lambda case: read_json(inside(folder, f"{case}.json")), cases))

@@ -12,7 +12,7 @@ import numpy as np
 
 from nnssl.data.hu_map import hu_policy
 from nnssl.files import fingerprint, read_json, write_json
-from nnssl.host_memory import uncollected
+from nnssl.host_memory import garbage_collection_paused
 from nnssl.hu import HUPolicy
 from nnssl.types import BODY_HU, Shape, Spacing
 
@@ -118,7 +118,7 @@ class Plan:
         write_json(path, {**content, "fingerprint": self.fingerprint})
 
     @classmethod
-    @uncollected()
+    @garbage_collection_paused()
     def load(cls, path: Path | str) -> Plan:
         """Raises ValueError for a file of another version, or one that was edited."""
         try:
@@ -170,7 +170,7 @@ def _check_version(path: Path | str, version: object) -> None:
         )
 
 
-@uncollected()
+@garbage_collection_paused()
 def make_plan(
     name: str,
     scans: Sequence,
@@ -217,7 +217,7 @@ def _by_own_values(voxels: np.ndarray) -> np.ndarray:
 
 
 def case_of(scan: _Scan) -> Case:
-    """Of a line of the survey."""
+    """The case that a line of the survey describes."""
     name = case_id(scan.path, scan.series)
     return Case(name, scan.path, scan.series, tuple(scan.shape), tuple(scan.spacing))
 

@@ -20,7 +20,7 @@ from nnssl.data.survey_lines import body_histograms, is_same_scan
 from nnssl.data.survey_report import ScanReport
 from nnssl.data.unchanged import Unchanged, digest_of
 from nnssl.files import sweep
-from nnssl.host_memory import uncollected
+from nnssl.host_memory import garbage_collection_paused
 from nnssl.types import PrintFn, Shape, Spacing
 
 STALE = 3600  # seconds after which a temporary file belongs to no living process
@@ -223,7 +223,7 @@ def _surveyed(scans: Sequence[Found], request: PrepareRequest, is_new: bool) -> 
     return lines
 
 
-@uncollected()
+@garbage_collection_paused()
 def _kept_plan(
     old: Plan, kept: Sequence[ScanReport], moved: dict[str, str], request: PrepareRequest
 ) -> Plan:

@@ -135,12 +135,12 @@ def preprocess_case(case: Case, plan: Plan, fingerprint: str, folder: Path) -> N
 
 
 def _state(path: Path) -> dict:
-    """Of a note: the file of voxels as it was written."""
+    """The entries of a note that say how the file of voxels was written."""
     return {"bytes": path.stat().st_size, "crc32": crc32(path)}
 
 
 def _origin(case: Case) -> dict:
-    """Of a note: the scan before preprocessing."""
+    """The entries of a note that describe the scan before preprocessing."""
     return {
         "source": case.source,
         "series": case.series,
@@ -150,7 +150,7 @@ def _origin(case: Case) -> dict:
 
 
 def _packed(body: np.ndarray) -> dict:
-    """Of a note: what `body_blocks` gave."""
+    """The entries of a note that hold what `body_blocks` gave."""
     return {"body_block": BLOCK, "body": pack(body)}
 
 

@@ -30,7 +30,7 @@ def check_text_volume(path: Path | str) -> None:
 
 
 def _count_bytes(stored: StoredVoxels) -> int:
-    """Of voxels that are there, decompressed."""
+    """The bytes of voxels in the files, decompressed."""
     with passing_errors(), _damage():
         return sum(sum(map(len, _decoded_blocks(file, stored))) for file in stored.files)
 

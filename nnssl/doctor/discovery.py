@@ -187,7 +187,7 @@ def _default() -> Finding:
 
 
 def _default_checkpoint() -> str:
-    """Of plans that name none. Raises where there is none, or a damaged one."""
+    """The checkpoint of plans that name none. Raises where there is none, or a damaged one."""
     named = os.environ.get(checkpoint_choice.VARIABLE, "")
     if address.is_address(named):
         return f"{named}, fetched where it is used"

@@ -99,7 +99,7 @@ def prepare_scan(scan: Scan, plan: Plan, labels: np.ndarray | None = None) -> Pr
 
 
 def _affine_on(shape: Shape, scan: Scan) -> np.ndarray | None:
-    """Of a scan on a grid of `shape`; None where the scan's own is unknown."""
+    """The affine of a scan on a grid of `shape`; None where the scan's own is unknown."""
     if scan.affine is None:
         return None
     return resampled_affine(scan.affine, scan.voxels.shape, shape)

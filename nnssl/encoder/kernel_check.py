@@ -23,8 +23,8 @@ _warned: set[tuple[torch.device, str]] = set()
 
 
 def warn_once(device: torch.device, operations: str, reason: str) -> None:
-    """Of the first fault of a kind of `operations` on a device; by every process, since one that is
-    slower sets the pace of all.
+    """Warn of the first fault of a kind of `operations` on a device; by every process, since one
+    that is slower sets the pace of all.
     """
     if (device, operations) in _warned:
         return

@@ -108,7 +108,7 @@ def partition(
 
 
 class _Slots(NamedTuple):
-    """Of every slot, each [nW n]: the raster index of its token, its region, whether it is padding.
+    """The raster index of each slot's token, its region, whether it is padding; each [nW n].
 
     Tokens of one window attend to each other within one region only: what the shift has wrapped
     around is another region than what it has not.

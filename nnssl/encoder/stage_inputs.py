@@ -41,7 +41,7 @@ class StageInputs(NamedTuple):
     drop_path_scales: Sequence[BranchScales | None]
 
     def partition(self, number: int) -> WindowPartition:
-        """Of block `number`: every second one is shifted."""
+        """The partition of block `number`: every second one is shifted."""
         return self.windows.shifted if number % 2 else self.windows.plain
 
     def of_block(self, number: int) -> tuple[WindowPartition, Tensor, BranchScales | None]:

@@ -234,7 +234,7 @@ class Swin(nn.Module):
 
 
 def _drop_path_rates(config: SwinConfig) -> list[list[float]]:
-    """Of each stage and block: from 0 up to `config.drop_path`, linear over all blocks."""
+    """By stage and block: from 0 up to `config.drop_path`, linear over all blocks."""
     count = sum(config.depths)
     rates = (config.drop_path * i / max(1, count - 1) for i in range(count))
     return [list(islice(rates, depth)) for depth in config.depths]

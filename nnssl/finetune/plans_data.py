@@ -70,7 +70,7 @@ def _says_other_data(plans_name: str, name: str, changed: list[str]) -> str:
 
 
 def _intensities_used(plans: Mapping, configuration: Mapping) -> dict:
-    """Of the channels that are normalised by them."""
+    """The intensities of the channels that are normalised by them."""
     known = plans.get(INTENSITIES, {})
     schemes = enumerate(configuration["normalization_schemes"])
     used = [str(channel) for channel, scheme in schemes if scheme == BY_INTENSITIES]

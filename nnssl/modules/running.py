@@ -131,7 +131,7 @@ class _Layout(NamedTuple):
 
 @lru_cache(maxsize=64)
 def _layout(kinds: tuple[tuple[int, float, bool], ...], device: torch.device) -> _Layout:
-    """Of means of so many (size, momentum, plain_start)."""
+    """The layout of means by (size, momentum, plain_start) of each."""
     with torch.inference_mode(False):
         sizes = torch.tensor([size + 1 for size, _, _ in kinds])
         means = torch.arange(len(kinds)).repeat_interleave(sizes)

@@ -94,7 +94,7 @@ def _of_parcels(log_p: Tensor, parcels: Tensor) -> Tensor:
 
 
 def _fraction_in_body(right: Tensor, parcels: Tensor) -> Tensor:
-    """Of the voxels of some parcel, the fraction that is `right`."""
+    """The fraction of the voxels of some parcel that is `right`."""
     body = (parcels > 0).float()
     return (right * body).sum() / body.sum().clamp(min=1)
 

@@ -174,7 +174,7 @@ def hidden_block(crop: Shape, spacing: Spacing, allowed: Sequence[int] = BLOCK_S
 
 
 def _block_side(size: int, mm: float, allowed: Sequence[int]) -> int:
-    """Of one axis of `size` voxels of `mm`."""
+    """The side of a block along an axis of `size` voxels of `mm`."""
     wanted = 2 ** round(math.log2(BLOCK_MM / mm))
     fitting = [side for side in allowed if size % side == 0 and size // side >= BLOCKS]
     return min(fitting or allowed[:1], key=lambda side: abs(math.log2(side / wanted)))
