@@ -188,24 +188,6 @@ def test_patches_of_a_block_are_tokens_of_its_stride(block):
     assert all(p.grad is not None for p in method.parameters() if p.requires_grad)
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"mask_block": 8}, r"\(16, 32\), got 8"),
-        ({"mask_chance": 0.4}, "within 0.5 and 1, so that each scan hides something, got 0.4"),
-        ({"mask_ratio": 0.1}, "got 0.1 and 0.2"),
-        ({"mask_ratio": 1.0, "mask_spread": 0.0}, "got 1.0 and 0.0"),
-        ({"mask_ratio": float("nan")}, "got nan and 0.2"),
-        ({"w_image": 0.0, "w_patch": 0.0}, "one of w_image, w_patch must be above 0"),
-        ({"local_views": -1}, "0 or more, got -1"),
-        ({"centre_momentum": -0.1}, "from 0 to 1, got -0.1"),
-    ],
-)
-def test_impossible_settings_are_refused(settings, message):
-    with pytest.raises(ValueError, match=message):
-        micro.config("ibot", **settings)
-
-
 # -- masks -----------------------------------------------------------------------------
 
 

@@ -91,25 +91,6 @@ def test_the_share_that_is_hidden():
     assert micro.views(method, crop=CROP)["masked"].float().mean() == pytest.approx(0.6, abs=1 / 64)
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        (
-            {"mask_block": 12},
-            r"mask_block must be a stride of the encoder, \[2, 4, 8, 16, 32\], .* got 12",
-        ),
-        ({"mask_block": "16x9x8"}, "got 16x9x8"),
-        ({"smooth_l1": -1.0}, "smooth_l1 must be 0"),
-        ({"decode_from": 64}, r"decode_from must be a stride of the encoder, .*, got 64"),
-        ({"mask_ratio": 0.0}, "mask_ratio must be above 0 and below 1, got 0.0"),
-        ({"mask_ratio": float("nan")}, "mask_ratio must be above 0 and below 1, got nan"),
-    ],
-)
-def test_impossible_settings_are_refused(settings, message):
-    with pytest.raises(ValueError, match=message):
-        micro.config("simmim", **settings)
-
-
 @pytest.mark.parametrize("name", ["simmim", "smit"])
 @pytest.mark.parametrize("settings", [{}, {"decode_from": 4}, {"mask_block": "16x8x8"}], ids=str)
 def test_air_is_neither_hidden_nor_scored(name, settings):

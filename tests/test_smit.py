@@ -250,26 +250,6 @@ def test_smits_export(kept):
     assert method.encoder is source.encoder
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"mask_block": 12}, r"stride of the encoder, \[2, 4, 8, 16, 32\], .* got 12"),
-        ({"mask_block": "16x2x2"}, r"stride of a stage, \[4, 8, 16, 32\], got 16x2x2"),
-        ({"patch_tokens": -1}, "patch_tokens must be a number of tokens"),
-        ({"teacher_views": 3}, "teacher_views must be 1 or 2, got 3"),
-        ({"mask_ratio": 1.0}, "above 0 and below 1, got 1.0"),
-        ({"mask_ratio": float("nan")}, "above 0 and below 1, got nan"),
-        ({"export": "both"}, "teacher or student, got 'both'"),
-        ({"w_mip": 0, "w_itd": 0, "w_mpd": 0}, "one of w_mip, w_itd, w_mpd"),
-        ({"w_mip": -1.0}, "w_mip must be 0 or more, got -1"),
-        ({"w_parcels": -1.0}, "w_parcels must be 0 or more, got -1"),
-    ],
-)
-def test_smit_refuses_impossible_settings(settings, message):
-    with pytest.raises(ValueError, match=message):
-        micro.config(**settings)
-
-
 def test_smit_refuses_a_crop_that_its_blocks_do_not_divide():
     method = micro.method(mask_block=32)
     with pytest.raises(ValueError, match="block 32 does not divide crop 48x48x48"):

@@ -200,7 +200,9 @@ def test_other_settings_are_refused_on_resume(tmp_path):
 
 def test_how_a_run_is_watched_may_change_on_resume(tmp_path):
     train(micro.run(tmp_path, steps=2), silent)
-    micro.run(tmp_path, steps=2, log_every=7, save_every=3, workers=1, tensorboard=True).resume()
+    run = micro.run(tmp_path, steps=2, log_every=7, save_every=3, workers=1, tensorboard=True)
+    assert run.resume() == []  # nothing to report
+    assert run.step == 2
 
 
 @pytest.mark.parametrize(
