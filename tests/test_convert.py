@@ -133,7 +133,7 @@ def test_all_configurations_of_a_dataset_can_be_planned_with_smit(call, nnunet_e
     request = derive.PlansRequest(
         DATASET, base="nnUNetPlans", name="smit", checkpoint=path, decoder="light"
     )
-    plans = files.read_json(derive.derive(request))
+    plans = files.read_json(derive.derive(request).path)
     encoders = {
         name: SwinConfig.from_dict(
             plans["configurations"][name]["architecture"]["arch_kwargs"]["encoder"]

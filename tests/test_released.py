@@ -324,7 +324,7 @@ def test_plans_without_a_name_carry_and_describe_them(nnunet_env):
     folder = nnunet_env["nnUNet_preprocessed"] / DATASET
     files.write_json(folder / f"{BASE}.json", nnunet_plans())
     request = derive.PlansRequest(DATASET, base=BASE)
-    path = derive.derive(request)
+    path = derive.derive(request).path
     assert files.read_json(path)[INFO]["checkpoint_path"] == GIVEN.name
     said = describe_plans(path, request)
     assert f"shipped with nnssl-swin as {GIVEN.name}" in said
