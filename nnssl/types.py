@@ -3,6 +3,7 @@
 Axes.     Every array is (z, y, x) as nnU-Net reads it; batches are [B C Z Y X]; in 2D [B C Y X].
 Spacing.  Millimetres, in the same order as the axes.
 Masks.    `masked` is Bool on the encoder's token grid (stride 2), True = hidden from the encoder.
+          A method's view "hidden_blocks" is Bool on the grid of its blocks, True = hidden as well.
 """
 
 from __future__ import annotations

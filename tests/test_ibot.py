@@ -90,7 +90,7 @@ def test_what_is_asked_for_is_what_the_mask_selects_filled_up_to_a_fixed_length(
 def test_a_batch_that_hides_nothing_gives_a_finite_zero_with_a_gradient():
     method = micro.method("ibot", shared_head=False)
     views = micro.views(method, crop=CROP)
-    views["hidden"] = torch.zeros_like(views["hidden"])
+    views["hidden_blocks"] = torch.zeros_like(views["hidden_blocks"])
     losses = method(views).losses
     assert float(losses["patch"].detach()) == 0
     losses["total"].backward()
@@ -112,7 +112,7 @@ def test_a_batch_that_hides_nothing_gives_a_finite_zero_with_a_gradient():
 def test_views_are_crossed_and_patches_are_not(shared):
     method = micro.method("ibot", shared_head=shared, local_views=1)
     views = micro.views(method, crop=CROP)
-    image, hidden = views["global"].flatten(0, 1), views["hidden"].flatten(0, 1)
+    image, hidden = views["global"].flatten(0, 1), views["hidden_blocks"].flatten(0, 1)
     with torch.no_grad():
         selected = select_tokens(hidden, int(hidden.sum()))
         teacher = method.teacher(image, None, selected)
@@ -181,7 +181,7 @@ def test_centres_of_views_and_patches_are_apart():
 def test_patches_of_a_block_are_tokens_of_its_stride(block):
     method = micro.method("ibot", mask_block=block)
     views = micro.views(method, crop=(64, 64, 64))
-    assert views["hidden"].shape == (2, 2, *(64 // block,) * 3)
+    assert views["hidden_blocks"].shape == (2, 2, *(64 // block,) * 3)
     step = method(views)
     assert step.monitored["embedding"].shape[1] == method.encoder.channels[3 if block == 16 else 4]
     step.losses["total"].backward()

@@ -133,7 +133,7 @@ class IBOT(DistillationMethod):
         generators: Sequence[torch.Generator],
         within: Int[Tensor, "batch dims 2"] | None = None,
     ) -> dict[str, Tensor]:
-        """{"global": [2 B 1 *crop], "hidden": Bool [2 B *blocks], "local": [n B 1 *half]};
+        """{"global": [2 B 1 *crop], "hidden_blocks": Bool [2 B *blocks], "local": [n B 1 *half]};
         `regions` [B 1 *region].
         """
         grid = block_grid(crop_size(tuple(regions.shape[2:])), self.config.mask_block)
@@ -141,11 +141,11 @@ class IBOT(DistillationMethod):
             [self._draw_hidden(grid, generator) for generator in generators], dim=1
         )
         views = multicrop(regions, generators, self.config, self.ranges, within)
-        return {**views, "hidden": to_device(hidden, regions.device)}
+        return {**views, "hidden_blocks": to_device(hidden, regions.device)}
 
     def loss(self, views: dict[str, Tensor]) -> Step:
         config, temperature = self.config, self.teacher_temperature()
-        image, hidden = views["global"].flatten(0, 1), views["hidden"].flatten(0, 1)
+        image, hidden = views["global"].flatten(0, 1), views["hidden_blocks"].flatten(0, 1)
         shape = views["global"].shape[:2]
         selected = select_tokens(hidden, shape[1] * self._most(hidden[0].numel()))
         teacher = self.teacher(image, None, selected)
@@ -167,7 +167,8 @@ class IBOT(DistillationMethod):
 
     def show(self, views: dict[str, Tensor]) -> dict[str, Float[Tensor, "batch 1 *_"]]:
         image = views["global"].flatten(0, 1)
-        covered = repeat_blocks(views["hidden"].flatten(0, 1), self.config.mask_block).unsqueeze(1)
+        hidden = views["hidden_blocks"].flatten(0, 1)
+        covered = repeat_blocks(hidden, self.config.mask_block).unsqueeze(1)
         shown = {"teacher sees": image, "student sees": image.masked_fill(covered, math.nan)}
         if "local" in views:
             shown["student sees too"] = views["local"].flatten(0, 1)
