@@ -119,15 +119,15 @@ def plan() -> int:
     """nnssl_plan: a plans file that carries a checkpoint and a recipe."""
     args = parsers.plan_parser().parse_args()
 
-    from nnssl.plans.derive import PlansRequest, derive, earlier_plans
+    from nnssl.plans.derive import PlansRequest, derive
     from nnssl.plans.plans_description import describe_plans
     from nnssl.recipe import Recipe
 
     request = options.build_dataclass(PlansRequest, args, recipe=options.values_of(Recipe, args))
 
     def run() -> None:
-        before = earlier_plans(request)
-        print(describe_plans(derive(request), request, before))
+        derived = derive(request)
+        print(describe_plans(derived.path, request, derived.before))
 
     return _report_errors(run)
 

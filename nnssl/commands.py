@@ -49,6 +49,16 @@ def _script_folders() -> list[Path]:
     return [Path(sysconfig.get_path("scripts", scheme)) for scheme in schemes]
 
 
+def child_environment() -> dict[str, str]:
+    """The caller's, for a command of a chain: without a checkpoint that no plans name, and with
+    figures that need no screen.
+    """
+    kept = {name: value for name, value in os.environ.items() if name != "nnssl_checkpoint"}
+    # Threads that wait in a busy loop take the cores from nnU-Net's other processes, several times
+    # over on two cores.
+    return {"OMP_WAIT_POLICY": "PASSIVE", **kept, "MPLBACKEND": "Agg"}
+
+
 def run_logged(
     command: Command,
     log: Path,

@@ -1,4 +1,4 @@
-"""Complete or absent files: atomic writes, JSON, hashes, names that stay in their folder."""
+"""Complete or absent files: atomic writes, JSON, blocks, hashes, names that stay in a folder."""
 
 from __future__ import annotations
 
@@ -14,9 +14,13 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TextIO
+from typing import TYPE_CHECKING, BinaryIO, TextIO
 
 from nnssl import json_text
+
+if TYPE_CHECKING:
+    import bz2
+    import gzip
 
 try:
     import fcntl
@@ -27,6 +31,7 @@ except ImportError:  # Windows: no lock, no limits
 TEMPORARY = ".tmp-"
 LOCK = ".lock"
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
+BLOCK = 1 << 20  # bytes that are read at once; divisible by the size of every voxel type
 LITTLE = 1 << 20  # bytes: with less room on a disk, a writer's failure is for want of it
 _SORTED = json.JSONEncoder(sort_keys=True)
 
@@ -254,23 +259,27 @@ def fingerprint(value: object) -> str:
 
 def sha256(path: Path | str) -> str:
     digest = hashlib.sha256()
-    for block in _file_blocks(path):
-        digest.update(block)
+    with Path(path).open("rb") as file:
+        for block in blocks(file):
+            digest.update(block)
     return digest.hexdigest()
 
 
 def crc32(path: Path | str) -> int:
-    """Of a whole file: for faults of disks, not against people."""
+    """The checksum of a whole file: for faults of disks, not against people."""
     value = 0
-    for block in _file_blocks(path):
-        value = zlib.crc32(block, value)
+    with Path(path).open("rb") as file:
+        for block in blocks(file):
+            value = zlib.crc32(block, value)
     return value
 
 
-def _file_blocks(path: Path | str) -> Iterator[bytes]:
-    with Path(path).open("rb") as file:
-        while block := file.read(1 << 20):
-            yield block
+def blocks(file: BinaryIO | gzip.GzipFile | bz2.BZ2File) -> Iterator[bytes]:
+    """What is left of `file`, so that it need not fit into memory; the last block may be
+    shorter.
+    """
+    while block := file.read(BLOCK):
+        yield block
 
 
 def names_in(folder: Path | str) -> set[str]:

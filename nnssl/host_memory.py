@@ -1,7 +1,5 @@
-"""Freed memory is kept, copies to a GPU are not waited for, and lists of a million records are not
-searched for garbage.
-
-Memory that a training step frees is kept for the next step instead of going back to the system.
+"""Three memory settings: freed heap memory is kept (glibc), copies to a GPU are asynchronous,
+garbage collection is paused.
 
 glibc hands each freed block above its mmap threshold (at most 32 MiB) back to the kernel at once. A
 training step on a CPU frees and asks for the same large activations again and again, so each step
@@ -40,7 +38,7 @@ def keep_freed_memory() -> bool:
 
 
 @contextmanager
-def uncollected() -> Iterator[None]:
+def garbage_collection_paused() -> Iterator[None]:
     """Python's collector of cycles rests while the block, or the function it decorates, lasts.
 
     For records of a whole collection. The collector goes through all that there is again and again

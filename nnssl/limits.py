@@ -51,7 +51,7 @@ def free_memory() -> int | None:
 
 
 def _free_memory_of(folder: Path) -> int | None:
-    """Of a cgroup; None where it sets no limit."""
+    """Bytes that the cgroup at `folder` still allows; None without a limit."""
     limit = _cgroup_number(folder / "memory.max") or _cgroup_number(
         folder / "memory.limit_in_bytes"
     )

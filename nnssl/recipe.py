@@ -157,8 +157,8 @@ class Recipe:
 
     @property
     def stochastic_depth(self) -> float:
-        """Of the encoder, in this training: a matter of its length, and not of what the pretraining
-        had.
+        """The encoder's drop path in this training: a matter of its length, and not of what the
+        pretraining had.
         """
         if self.drop_path is not None:
             return self.drop_path

@@ -87,7 +87,7 @@ def _is_heard(number: int) -> bool:
     return number not in ASKED_TO_IGNORE or signal.getsignal(number) is not signal.SIG_IGN
 
 
-def unmoved(numbers: Sequence[int] = STOPS) -> None:
+def disregard(numbers: Sequence[int] = STOPS) -> None:
     """From now on this process takes no notice of `numbers`: another one decides when it ends.
 
     By a handler: what is ignored (SIG_IGN) would be so in every program that it starts.

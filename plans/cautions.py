@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from nnssl import files
-from nnssl.finetune.architecture import INFO
+from nnssl.finetune.architecture import BY_INTENSITIES, INFO, INTENSITIES, PLANNED
 from nnssl.types import RAW
 
 FOLDS = 5  # nnU-Net's own
@@ -26,13 +26,36 @@ class Caution(NamedTuple):
 
 
 def cautions(folder: Path, plans: Mapping) -> list[Caution]:
-    """Of a dataset's preprocessed `folder`, for a training by `plans`."""
+    """What is wrong with a dataset's preprocessed `folder`, for a training by `plans`."""
     return [*_too_few_cases(folder, plans), *_values_that_are_no_hu(folder, plans)]
 
 
 def fold_to_train(folder: Path) -> str:
     """The fold to name in `nnUNetv2_train`: the first, or all where nnU-Net could make no folds."""
     return "all" if _cases_without_folds(folder) else "0"
+
+
+def training_command(plans: Mapping, dataset: str | int, fold: str) -> str:
+    """The line to type, for the first configuration that the checkpoint fits; where there is none,
+    the first, without the checkpoint.
+    """
+    names, fits = list(plans["configurations"]), fitting_configurations(plans)
+    possible = fits or names
+    first = "3d_fullres" if "3d_fullres" in possible else possible[0]
+    trainer = "SwinSSLTrainer" if INFO in plans and fits else "SwinScratchTrainer"
+    name = plans.get("plans_name", "NAME")
+    return f"nnUNetv2_train {dataset} {first} {fold} -tr {trainer} -p {name}"
+
+
+def fitting_configurations(plans: Mapping) -> list[str]:
+    """Those that the checkpoint fits, as `nnssl_plan` recorded; all where there is no checkpoint,
+    or no record.
+    """
+    names = list(plans["configurations"])
+    if INFO not in plans:
+        return names
+    recorded = plans.get(PLANNED, {}).get("checkpoint_fits", names)
+    return [name for name in recorded if name in names]
 
 
 def _cases_without_folds(folder: Path) -> int:
@@ -54,22 +77,13 @@ def _too_few_cases(folder: Path, plans: Mapping) -> list[Caution]:
             f"to {FOLDS - 1} fail. Train on all cases, or put folds of your own into "
             f"{folder / SPLITS}, a list of "
             '{"train": [CASES], "val": [CASES]}',
-            _train_on_all(folder.name, plans),
+            training_command(plans, folder.name, "all"),
         )
     ]
 
 
-def _train_on_all(dataset: str, plans: Mapping) -> str:
-    """The line to type."""
-    configurations = list(plans["configurations"])
-    trainer = "SwinSSLTrainer" if INFO in plans else "SwinScratchTrainer"
-    first = "3d_fullres" if "3d_fullres" in configurations else configurations[0]
-    name = plans.get("plans_name", "NAME")
-    return f"nnUNetv2_train {dataset} {first} all -tr {trainer} -p {name}"
-
-
 def _values_that_are_no_hu(folder: Path, plans: Mapping) -> list[Caution]:
-    properties = plans.get("foreground_intensity_properties_per_channel", {})
+    properties = plans.get(INTENSITIES, {})
     remedy = f"nnUNetv2_plan_and_preprocess -d {folder.name} --clean"
     return [
         Caution(_says_no_hu(channel, properties[channel], what), remedy)
@@ -92,7 +106,7 @@ def _ct_channels(plans: Mapping) -> set[str]:
     """The numbers of the channels that some configuration normalises as CT."""
     schemes = [c.get("normalization_schemes", ()) for c in plans["configurations"].values()]
     numbered = [pair for own in schemes for pair in enumerate(own)]
-    return {str(channel) for channel, scheme in numbered if scheme == "CTNormalization"}
+    return {str(channel) for channel, scheme in numbered if scheme == BY_INTENSITIES}
 
 
 def _no_hu(values: Mapping) -> str | None:

@@ -13,27 +13,19 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from nnssl import files
 from nnssl.data.raw_datasets import chosen_channels, is_ct_name
 from nnssl.encoder.presets import preset
 from nnssl.finetune import checkpoint_choice
-from nnssl.finetune.architecture import (
-    BASE,
-    INFO,
-    PLANNED,
-    RECIPE,
-    architecture,
-    is_ct,
-    is_ours,
-)
+from nnssl.finetune.architecture import INFO, PLANNED, architecture, is_ct, is_ours
 from nnssl.finetune.plans_file import resolve
 from nnssl.plans.own_configurations import keep_own_configurations
 from nnssl.plans.plan_checks import check_request, target
 from nnssl.plans.plans_request import DATASET, PRETRAINING, PlansRequest
-from nnssl.recipe import Recipe
-from nnssl.types import PREPROCESSED, RAW
+from nnssl.recipe import RECIPE, Recipe
+from nnssl.types import BASE, PREPROCESSED, RAW
 
 if TYPE_CHECKING:
     from nnssl.plans.planner import PlannedStart
@@ -42,31 +34,34 @@ if TYPE_CHECKING:
 OF_A_NETWORK = {"architecture", "spacing", "patch_size", "normalization_schemes"}
 
 
-def derive(request: PlansRequest) -> Path:
-    """Write the plans file and return its path. Earlier plans of this name are overwritten, but for
-    the configurations that a user has added to them. Raises ValueError and FileNotFoundError; their
-    messages say what to type.
+class Derived(NamedTuple):
+    path: Path  # of the plans file
+    before: dict  # the plans of this name that it had held; empty where there were none
+
+
+def derive(request: PlansRequest) -> Derived:
+    """Write the plans file. Earlier plans of this name are overwritten, but for the configurations
+    that a user has added to them. Raises ValueError and FileNotFoundError; their messages say what
+    to type.
     """
     check_request(request)
     recipe = Recipe.chosen(request.recipe)
     folder = _dataset_folder(request.dataset)
     path = files.inside(folder, f"{request.name}.json")
+    before = _earlier_plans(path)
     base = _base_plans(folder, request) if request.base else None
-    before = earlier_plans(request)
     start = _start(request, folder, base)
     request = replace(request, decoder=request.decoder or start.decoder)
     plans = base or _plans_from_planner(request, folder, start)
     _complete(plans, before, request, start, recipe)
     files.write_json(path, plans)
-    return path
+    return Derived(path, before)
 
 
-def earlier_plans(request: PlansRequest) -> dict:
-    """The plans of this name that `derive` overwrites; empty where there are none. Raises
-    ValueError where they are not of `nnssl_plan`.
+def _earlier_plans(path: Path) -> dict:
+    """What `path` holds; empty where there is no file. Raises ValueError where the plans are not of
+    `nnssl_plan`.
     """
-    check_request(request)
-    path = files.inside(_dataset_folder(request.dataset), f"{request.name}.json")
     if not path.is_file():
         return {}
     plans = files.read_json(path)

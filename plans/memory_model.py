@@ -14,7 +14,7 @@ from math import prod
 
 import torch
 
-from nnssl.encoder.swin import STEPS, SwinConfig
+from nnssl.encoder.config import STEPS, SwinConfig
 from nnssl.encoder.windows import window_and_shift
 from nnssl.network.decoders import OUTPUTS, full_options
 from nnssl.network.swin_unetr import SwinUNETR
@@ -133,7 +133,7 @@ def decoder_widths(config: SwinConfig, decoder: str) -> tuple[int, ...]:
 
 @lru_cache(maxsize=256)
 def parameters(config: SwinConfig, decoder: str) -> int:
-    """Of the network, built without memory; steps by axis and numbers of channels hardly matter."""
+    """How many the network has, built without memory; steps by axis and channels hardly matter."""
     with torch.device("meta"):
         encoder = replace(config, steps=()).to_dict()
         network = SwinUNETR(1, 2, True, encoder=encoder, decoder=full_options(decoder))

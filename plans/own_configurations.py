@@ -5,6 +5,7 @@ made again, as nnU-Net keeps them.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import deepcopy
 
 PLANNED_NAMES = ("2d", "3d_fullres", "3d_lowres", "3d_cascade_fullres")  # nnU-Net's own
 BASED_ON = ("inherits_from", "previous_stage")
@@ -23,7 +24,7 @@ def keep_own_configurations(plans: dict, before: Mapping) -> None:
     }
     for name, entry in own.items():
         _require_bases(name, entry, {**new, **own}, plans["plans_name"])
-    new.update(own)
+    new.update(deepcopy(own))  # they are completed there, and `before` stays as it was
 
 
 def _require_bases(name: str, entry: Mapping, known: Mapping, plans_name: str) -> None:

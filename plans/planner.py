@@ -23,14 +23,12 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from nnssl import checkpoint, files
 from nnssl.data.raw_datasets import is_ct_name
-from nnssl.encoder.swin import SwinConfig
+from nnssl.encoder.config import SwinConfig
 from nnssl.finetune import checkpoint_choice
 from nnssl.finetune.architecture import (
-    BASE,
     DECODER,
     INFO,
-    NAME,
-    RECIPE,
+    INTENSITIES,
     architecture,
     axes_of,
     encoder_for,
@@ -40,8 +38,8 @@ from nnssl.finetune.plans_data import data_settings
 from nnssl.hu import HUPolicy
 from nnssl.plans import memory_model
 from nnssl.plans.patch import plan_batch, plan_patch
-from nnssl.recipe import Recipe
-from nnssl.types import Shape, Spacing
+from nnssl.recipe import RECIPE, Recipe
+from nnssl.types import BASE, NAME, Shape, Spacing
 
 # steps whose maps are to have no odd sizes; they hold most of the memory, and the first stage's
 # windows fit
@@ -165,10 +163,9 @@ class SwinPlanner(ExperimentPlanner):
     @cached_property
     def _top(self) -> dict:
         """The plans' entries for all configurations that a network depends on."""
-        properties = "foreground_intensity_properties_per_channel"
         return {
             "transpose_forward": [int(axis) for axis in self.determine_transpose()[0]],
-            properties: self.dataset_fingerprint[properties],
+            INTENSITIES: self.dataset_fingerprint[INTENSITIES],
             **self._about_all(),
         }
 

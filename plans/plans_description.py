@@ -6,10 +6,16 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from nnssl import files, weights
-from nnssl.finetune.architecture import INFO, PLANNED, RECIPE, is_ct, is_ours
+from nnssl.finetune.architecture import INFO, is_ct, is_ours
 from nnssl.finetune.plans_file import resolve
-from nnssl.plans.cautions import cautions, fold_to_train
+from nnssl.plans.cautions import (
+    cautions,
+    fitting_configurations,
+    fold_to_train,
+    training_command,
+)
 from nnssl.plans.plans_request import PlansRequest
+from nnssl.recipe import RECIPE
 
 
 def describe_plans(path: Path, request: PlansRequest, before: Mapping | None = None) -> str:
@@ -17,7 +23,7 @@ def describe_plans(path: Path, request: PlansRequest, before: Mapping | None = N
     type next.
     """
     plans, folder = files.read_json(path), path.parent
-    fits = plans[PLANNED]["checkpoint_fits"] if INFO in plans else list(plans["configurations"])
+    fits = fitting_configurations(plans)
     entries = plans["configurations"].items()
     named = {name: resolve(plans, name) for name, own in entries if "architecture" in own}
     lines = [
@@ -28,7 +34,7 @@ def describe_plans(path: Path, request: PlansRequest, before: Mapping | None = N
         *(_changes(before, plans) if before else ()),
         *_preprocessing_lines(named, folder, request),
         *_warnings(folder, plans),
-        _training_line(plans, fits, folder, request),
+        f"Train with: {training_command(plans, request.dataset, fold_to_train(folder))}",
     ]
     return "\n".join(lines)
 
@@ -100,18 +106,6 @@ def _about_configuration(name: str, configuration: dict, fits: bool) -> str:
         f"{configuration['data_identifier']}{_strides(configuration)}"
     )
     return line if fits else f"{line} (the checkpoint does not fit: SwinScratchTrainer only)"
-
-
-def _training_line(plans: dict, fits: list[str], folder: Path, request: PlansRequest) -> str:
-    """For the first configuration that the checkpoint fits; where it fits none, the first."""
-    known = plans["configurations"]
-    names = [name for name in ("3d_fullres", *fits, *known) if name in known]
-    first = next(name for name in names if name in fits or not fits)
-    trainer = "SwinSSLTrainer" if plans.get(INFO) and fits else "SwinScratchTrainer"
-    return (
-        f"Train with: nnUNetv2_train {request.dataset} {first} {fold_to_train(folder)} "
-        f"-tr {trainer} -p {request.name}"
-    )
 
 
 def _decoder_of(plans: dict) -> str:

@@ -19,7 +19,8 @@ from triton.runtime import interpreter
 
 from nnssl.encoder import attention, stream
 from nnssl.encoder.attention import choice, kernel, launch, reference
-from nnssl.encoder.swin import Swin, SwinConfig
+from nnssl.encoder.config import SwinConfig
+from nnssl.encoder.swin import Swin
 
 CPU = torch.device("cpu")
 SHAPES = ((64, 1, 12), (27, 1, 24), (12, 3, 16), (5, 1, 33), (1, 1, 16))
@@ -105,7 +106,7 @@ def encoders() -> dict:
     for mode in ("exact", "smit"):
         encoder, image = small_encoder(mode), torch.randn(2, 1, 6, 6, 4)
         wanted = looks(encoder, image)
-        with Everywhere(), mock.patch.object(stream.choice, "kernel_serves", return_value=True):
+        with Everywhere(), mock.patch.object(stream.choice, "is_supported", return_value=True):
             found[mode] = float((looks(encoder, image) - wanted).abs().max() / wanted.abs().max())
     return found
 
@@ -116,7 +117,7 @@ def compiled() -> float:
     """
     encoder, image = small_encoder("exact"), torch.randn(1, 1, 6, 6, 4)
     with Everywhere():
-        choice.kernel_serves = torch.compiler.assume_constant_result(
+        choice.is_supported = torch.compiler.assume_constant_result(
             lambda *shape: choice._tried(*shape)
         )
         traced = looks(torch.compile(encoder, backend="aot_eager", fullgraph=True), image)
@@ -129,11 +130,11 @@ class Everywhere:
     """Within it all attention goes through the kernel."""
 
     def __enter__(self):
-        self.before = attention.cached.is_supported, choice.kernel_serves
-        attention.cached.is_supported, choice.kernel_serves = lambda x: False, lambda *_: True
+        self.before = attention.cached.is_supported, choice.is_supported
+        attention.cached.is_supported, choice.is_supported = lambda x: False, lambda *_: True
 
     def __exit__(self, *_):
-        attention.cached.is_supported, choice.kernel_serves = self.before
+        attention.cached.is_supported, choice.is_supported = self.before
 
 
 def wrong() -> dict:

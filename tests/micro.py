@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 from torch.utils.data import Dataset
 
-from nnssl.encoder.swin import Swin, SwinConfig
+from nnssl.encoder.config import SwinConfig
+from nnssl.encoder.swin import Swin
 from nnssl.methods import METHODS, Method
 from nnssl.train import batches
 from nnssl.train.learning_rate import parameter_groups

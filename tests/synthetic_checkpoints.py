@@ -8,7 +8,8 @@ import torch
 from micro import ENCODER
 
 from nnssl import checkpoint
-from nnssl.encoder.swin import Swin, SwinConfig
+from nnssl.encoder.config import SwinConfig
+from nnssl.encoder.swin import Swin
 
 HU = {"low": -900.0, "high": 1100.0, "mean": -40.0, "sd": 310.0}
 

@@ -12,8 +12,8 @@ import torch
 from synthetic_plans import DATASET, nnunet_plans
 
 from nnssl import files, finetune
-from nnssl.finetune.architecture import RECIPE
 from nnssl.plans.derive import PREPROCESSED
+from nnssl.recipe import RECIPE
 
 MODULES = (
     "nnssl_default_network",

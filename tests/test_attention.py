@@ -193,11 +193,11 @@ CUDA = torch.device("cuda", 0)
 
 def test_the_kernel_is_for_cuda_halves_and_singles_and_small_windows(monkeypatch, fresh) -> None:
     monkeypatch.setattr(choice, "_fault", lambda *_: "")
-    assert choice.kernel_serves(CUDA, torch.bfloat16, 64, 4, 12)
-    assert not choice.kernel_serves(torch.device("cpu"), torch.float32, 64, 4, 12)
-    assert not choice.kernel_serves(torch.device("mps"), torch.float32, 64, 4, 12)
-    assert not choice.kernel_serves(CUDA, torch.float64, 64, 4, 12)
-    assert not choice.kernel_serves(CUDA, torch.bfloat16, 343, 3, 16)
+    assert choice.is_supported(CUDA, torch.bfloat16, 64, 4, 12)
+    assert not choice.is_supported(torch.device("cpu"), torch.float32, 64, 4, 12)
+    assert not choice.is_supported(torch.device("mps"), torch.float32, 64, 4, 12)
+    assert not choice.is_supported(CUDA, torch.float64, 64, 4, 12)
+    assert not choice.is_supported(CUDA, torch.bfloat16, 343, 3, 16)
 
 
 def test_without_the_kernel_one_line_says_so(monkeypatch, fresh) -> None:
@@ -207,8 +207,8 @@ def test_without_the_kernel_one_line_says_so(monkeypatch, fresh) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        assert not choice.kernel_serves(CUDA, torch.bfloat16, 64, 4, 12)
-        assert not choice.kernel_serves(CUDA, torch.bfloat16, 64, 4, 24)
+        assert not choice.is_supported(CUDA, torch.bfloat16, 64, 4, 12)
+        assert not choice.is_supported(CUDA, torch.bfloat16, 64, 4, 24)
     (line,) = (str(warning.message) for warning in said)
     assert "without the Triton kernel, which is slower: its gradient is off by nan" in line
 
@@ -278,7 +278,7 @@ def test_fused_attention_copies_no_mask_and_stays_within_pytorchs_limits(monkeyp
 def test_off_the_cpu_the_choice_decides(monkeypatch) -> None:
     requested = []
     monkeypatch.setattr(attention.cached, "is_supported", lambda x: False)
-    monkeypatch.setattr(choice, "kernel_serves", lambda *shape: requested.append(shape))
+    monkeypatch.setattr(choice, "is_supported", lambda *shape: requested.append(shape))
     attention.window_attention(
         torch.randn(2, 8, 12), torch.randn(36, 12), None, 3, torch.randn(3, 8, 8), None
     )

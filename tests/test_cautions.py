@@ -6,8 +6,9 @@ import pytest
 from synthetic_plans import DATASET, nnunet_plans
 
 from nnssl import files
-from nnssl.plans.cautions import cautions, fold_to_train
+from nnssl.plans.cautions import cautions, fold_to_train, training_command
 
+NAMES = ("2d", "3d_fullres")
 HU = {
     "mean": 90.0,
     "std": 140.0,
@@ -43,6 +44,24 @@ def test_too_few_cases_for_five_folds(folder, count):
     assert str(folder / "splits_final.json") in says
     assert remedy == f"nnUNetv2_train {DATASET} 3d_fullres all -tr SwinSSLTrainer -p few"
     assert fold_to_train(folder) == "all"
+
+
+@pytest.mark.parametrize(
+    ("fits", "configuration", "trainer"),
+    [
+        (["2d", "3d_fullres"], "3d_fullres", "SwinSSLTrainer"),
+        (["2d"], "2d", "SwinSSLTrainer"),
+        ([], "3d_fullres", "SwinScratchTrainer"),
+    ],
+)
+def test_the_line_to_type_trains_what_the_checkpoint_fits(folder, fits, configuration, trainer):
+    files.write_json(folder / "dataset.json", {"numTraining": 3})
+    made = plans(HU)
+    made["configurations"] = dict.fromkeys(NAMES, made["configurations"]["3d_fullres"])
+    made |= {"plans_name": "few", "pretrain_info": {}, "nnssl_plan": {"checkpoint_fits": fits}}
+    ((_, remedy),) = cautions(folder, made)
+    assert remedy == f"nnUNetv2_train {DATASET} {configuration} all -tr {trainer} -p few"
+    assert training_command(made, 7, "0").startswith(f"nnUNetv2_train 7 {configuration} 0 ")
 
 
 def test_own_folds_are_enough(folder):

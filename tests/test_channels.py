@@ -10,7 +10,7 @@ import pytest
 import SimpleITK
 
 from nnssl import parsers
-from nnssl.data.prepare import prepare
+from nnssl.data.prepare import PrepareRequest, prepare
 from nnssl.data.raw_datasets import chosen_channels
 from nnssl.data.scans import find_scans, read_found
 from nnssl.train import prepared_scans
@@ -47,10 +47,10 @@ def test_each_channel_asked_for_is_a_scan_by_itself(raw, requested, numbers):
 
 
 def test_each_is_normalised_by_its_own_mean_and_sd(raw, tmp_path):
-    plan = prepare(
+    plan = prepare(PrepareRequest(
         "many", tmp_path / "out", (), [raw], num_processes=0, in_hu=False, channels=(0, 1),
         crop=(16, 16, 16),
-    )  # fmt: skip
+    ))  # fmt: skip
     assert len(plan.cases) == 4
     from nnssl.data.crops import Crops
 

@@ -14,7 +14,8 @@ import torch
 
 from nnssl import checkpoint, files
 from nnssl.checkpoint import CheckpointError, TransferError
-from nnssl.encoder.swin import Swin, SwinConfig
+from nnssl.encoder.config import SwinConfig
+from nnssl.encoder.swin import Swin
 
 CONFIG = SwinConfig(embed_dim=6, depths=(1, 1, 1, 1), heads=(1, 1, 1, 1))
 RUN = {"steps": 10, "batch_size": 4, "seed": 0}

@@ -19,7 +19,7 @@ from nnssl.data import preprocess as preprocess_module
 from nnssl.data.crops import PARCELS, stored_array
 from nnssl.data.moved import moved_sources
 from nnssl.data.plan import Plan
-from nnssl.data.prepare import prepare
+from nnssl.data.prepare import PrepareRequest, prepare
 from nnssl.data.scans import Found
 from nnssl.data.source_states import SOURCES
 from nnssl.data.unchanged import UNCHANGED
@@ -42,7 +42,9 @@ def raw_folder(folder: Path, numbers=range(3)) -> Path:
 def prepared(tmp_path: Path, raw: Path, **options) -> tuple[Plan, str]:
     said = []
     plan = prepare(
-        "made", tmp_path / "out", [raw], num_processes=0, print_fn=said.append, **options
+        PrepareRequest(
+            "made", tmp_path / "out", [raw], num_processes=0, print_fn=said.append, **options
+        )
     )
     return plan, "\n".join(said)
 
@@ -97,7 +99,7 @@ def test_other_scans_and_other_options_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"scans in HU.*Files of two plans"):
         prepared(tmp_path, tmp_path / "raw", in_hu=False)
     with pytest.raises(ValueError, match="with -i FOLDER or -d ID"):
-        prepare("made", tmp_path / "out", update=True, num_processes=0)
+        prepare(PrepareRequest("made", tmp_path / "out", update=True, num_processes=0))
     more, _ = prepared(tmp_path, other, update=True)
     assert len(more.cases) == 5
 

@@ -22,7 +22,8 @@ from synthetic_plans import DATASET, nnunet_plans
 from nnssl import checkpoint, cli, files, finetune
 from nnssl.convert import sources
 from nnssl.convert.conversion import ConvertRequest, convert
-from nnssl.encoder.swin import Swin, SwinConfig
+from nnssl.encoder.config import SwinConfig
+from nnssl.encoder.swin import Swin
 from nnssl.finetune import checkpoint_choice
 from nnssl.finetune.architecture import architecture
 from nnssl.network.swin_unetr import SwinUNETR
@@ -132,7 +133,7 @@ def test_all_configurations_of_a_dataset_can_be_planned_with_smit(call, nnunet_e
     request = derive.PlansRequest(
         DATASET, base="nnUNetPlans", name="smit", checkpoint=path, decoder="light"
     )
-    plans = files.read_json(derive.derive(request))
+    plans = files.read_json(derive.derive(request).path)
     encoders = {
         name: SwinConfig.from_dict(
             plans["configurations"][name]["architecture"]["arch_kwargs"]["encoder"]

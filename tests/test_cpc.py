@@ -247,17 +247,3 @@ def test_the_wall_is_walked_from_left_to_right(dims):
     assert across[::4].tolist() == [0, 1, 2]
     assert known[..., 8:].isnan().all()
     assert torch.equal(known[..., :8], wall[..., :8])
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"cubes": 1}, "cubes must be at least 2"),
-        ({"ahead": 3}, "ahead must be 1 to 2 .one less than cubes.*got 3"),
-        ({"ahead": -1}, "got -1"),
-        ({"temperature": 0.0}, "temperature must be above 0"),
-    ],
-)
-def test_impossible_settings_are_refused(settings, message):
-    with pytest.raises(ValueError, match=message):
-        micro.config("cpc", **settings)

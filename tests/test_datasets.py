@@ -19,7 +19,7 @@ from synthetic_checkpoints import pretrained
 from synthetic_raw import IGNORE, TRAINING, UNSEEN, Raw, geometry, voxels, write_raw
 
 from nnssl import files
-from nnssl.finetune.architecture import NAME
+from nnssl.types import NAME
 
 DATASET, ID = "Dataset905_Kind", 905
 PRETRAINED, SCRATCH = "SwinSSLTrainer", "SwinScratchTrainer"

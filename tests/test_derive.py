@@ -15,10 +15,11 @@ from synthetic_plans import DATASET, nnunet_plans
 
 from nnssl import cli, files, finetune
 from nnssl.encoder.presets import preset
-from nnssl.finetune.architecture import BASE, INFO, PLANNED, RECIPE, is_ours, steps_of
+from nnssl.finetune.architecture import INFO, PLANNED, is_ours, steps_of
 from nnssl.network.decoders import OPTIONS
 from nnssl.plans.derive import PlansRequest, derive
-from nnssl.recipe import Recipe
+from nnssl.recipe import RECIPE, Recipe
+from nnssl.types import BASE
 
 
 @pytest.fixture
@@ -115,7 +116,9 @@ def test_a_2d_checkpoint_is_planned_for_the_2d_configuration(
 
 
 def test_plans_for_a_random_start_alone(planned_dataset):
-    plans = files.read_json(derive(PlansRequest(DATASET, base=BASE, preset="tiny", name="random")))
+    plans = files.read_json(
+        derive(PlansRequest(DATASET, base=BASE, preset="tiny", name="random")).path
+    )
     assert INFO not in plans
     assert (
         plans["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]["encoder"]
@@ -157,7 +160,7 @@ def test_plans_of_others_are_not_overwritten_and_ours_are(planned_dataset):
     for epochs in (1, 2):
         path = derive(
             PlansRequest(DATASET, base=BASE, preset="tiny", name="mine", recipe={"epochs": epochs})
-        )
+        ).path
         assert files.read_json(path)[RECIPE]["epochs"] == epochs
     with pytest.raises(
         ValueError, match="was written by nnssl_plan; derive new plans from nnU-Net's own"
@@ -230,7 +233,7 @@ def test_plans_made_again_keep_added_configurations_and_say_what_changed(
 
 def test_an_added_configuration_without_its_base_stops_the_planning(planned_dataset):
     request = PlansRequest(DATASET, base=BASE, preset="tiny", name="mine")
-    path = derive(request)
+    path = derive(request).path
     plans = files.read_json(path)
     plans["configurations"]["lower"] = {"inherits_from": "3d_lowres", "batch_size": 7}
     files.write_json(path, plans)

@@ -18,8 +18,9 @@ from synthetic_plans import DATASET, nnunet_plans
 from nnssl import cli, files, finetune, trainer_path, weights
 from nnssl.doctor import finding, machine
 from nnssl.finetune import checkpoint_choice
-from nnssl.finetune.architecture import INFO, RECIPE
+from nnssl.finetune.architecture import INFO
 from nnssl.plans.derive import PREPROCESSED
+from nnssl.recipe import RECIPE
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 REPOSITORY = Path(__file__).resolve().parents[1]

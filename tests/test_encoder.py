@@ -11,10 +11,11 @@ from monai.networks.nets.swin_unetr import SwinTransformer
 from torch import Tensor
 
 from nnssl.bench.encoder import monai_swin
-from nnssl.encoder import given
-from nnssl.encoder.given import draw_kept
+from nnssl.encoder import stage_inputs
+from nnssl.encoder.config import SwinConfig
 from nnssl.encoder.presets import PRESETS, preset
-from nnssl.encoder.swin import Swin, SwinConfig
+from nnssl.encoder.stage_inputs import draw_drop_path_scales
+from nnssl.encoder.swin import Swin
 
 
 def small(**changes: object) -> SwinConfig:
@@ -228,11 +229,11 @@ def test_drop_path_is_random_in_training_and_absent_in_evaluation() -> None:
 
 
 def test_drop_path_keeps_the_mean_and_drops_whole_samples() -> None:
-    kept = draw_kept((0.25, 0.0), torch.ones(4000, 3, 2))
-    assert kept.shape == (2, 4000, 1, 1)
-    assert kept[0].unique().tolist() == pytest.approx([0, 4 / 3])
-    assert kept[0].mean().item() == pytest.approx(1, abs=0.03)
-    assert kept[1].unique().tolist() == [1]
+    scales = draw_drop_path_scales((0.25, 0.0), torch.ones(4000, 3, 2))
+    assert scales.shape == (2, 4000, 1, 1)
+    assert scales[0].unique().tolist() == pytest.approx([0, 4 / 3])
+    assert scales[0].mean().item() == pytest.approx(1, abs=0.03)
+    assert scales[1].unique().tolist() == [1]
 
 
 def test_compiles_into_one_graph_with_equal_results() -> None:
@@ -342,5 +343,5 @@ def test_both_ways_to_the_gradient_of_the_position_biases_agree() -> None:
     """A sum of scattered numbers on CPUs, a product with ones elsewhere."""
     torch.manual_seed(0)
     index, by_pair = torch.randint(7, (25,)), torch.randn(2, 25, 3, dtype=torch.double)
-    product = torch.matmul(given._row_indicators(index, 7, torch.double), by_pair)
-    torch.testing.assert_close(given._row_sums(by_pair, index, 7), product)
+    product = torch.matmul(stage_inputs._row_indicators(index, 7, torch.double), by_pair)
+    torch.testing.assert_close(stage_inputs._row_sums(by_pair, index, 7), product)

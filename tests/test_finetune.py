@@ -13,14 +13,14 @@ from synthetic_checkpoints import HU, pretrained
 from synthetic_plans import nnunet_plans
 
 from nnssl import checkpoint, files, finetune
+from nnssl.encoder.config import SwinConfig
 from nnssl.encoder.presets import preset
-from nnssl.encoder.swin import SwinConfig
 from nnssl.finetune import checkpoint_choice
-from nnssl.finetune.architecture import INFO, RECIPE, architecture
+from nnssl.finetune.architecture import INFO, architecture
 from nnssl.finetune.checkpoint_choice import NoCheckpointError, OriginError
 from nnssl.finetune.plans_data import ChangedPlansError
 from nnssl.network.swin_unetr import SwinUNETR, output_sizes
-from nnssl.recipe import Recipe
+from nnssl.recipe import RECIPE, Recipe
 
 
 def test_a_recipe_takes_nnunets_length_by_default_and_refuses_unknown_keys():

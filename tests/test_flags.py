@@ -44,7 +44,7 @@ LINES = {
         ],
     ),
     "plan": (
-        "nnssl.plans.derive.earlier_plans",  # the first that is given the request
+        "nnssl.plans.derive.derive",
         [
             "-d 501",
             "-d Dataset501_A -c a.pth -a tiny -gpu_memory_target 11.5 --spacing pretraining "

@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nnssl.convert.conversion import Converted, ConvertRequest, encoder_from
-from nnssl.convert.opening import tensors_of
-from nnssl.encoder.swin import Swin, SwinConfig
+from nnssl.convert.opening import opened, tensors_in
+from nnssl.encoder.config import SwinConfig
+from nnssl.encoder.swin import Swin
 
 
 def reverse_axes(x: Tensor) -> Tensor:
@@ -29,9 +30,8 @@ def encoder_of(tmp_path):
     def converted(content: dict, **requested: object) -> Converted:
         path = tmp_path / "foreign.pt"
         torch.save(content, path)
-        done = encoder_from(
-            tensors_of(path), ConvertRequest(path, tmp_path / "ours.pth", **requested)
-        )
+        tensors = tensors_in(opened(path), path)
+        done = encoder_from(tensors, ConvertRequest(path, tmp_path / "ours.pth", **requested))
         # Conversion is in single precision, as files are: the weights made in double are rounded to
         # it first.
         done.encoder.double().eval()

@@ -19,7 +19,7 @@ from synthetic_scans import AXIAL, ct_array, straight, write_series, write_volum
 
 from nnssl.data import volumes as volumes_module
 from nnssl.data.dicom import series_in
-from nnssl.data.prepare import prepare
+from nnssl.data.prepare import PrepareRequest, prepare
 from nnssl.data.scans import Found, find_scans, read_found
 from nnssl.data.survey import inspect_scan, survey
 from nnssl.files import read_json
@@ -323,7 +323,11 @@ def test_a_mixture_of_orientations_is_said_before_the_training(tmp_path):
     (tmp_path / "raw").mkdir()
     for name, flips in {"a": [False] * 3, "b": [False] * 3, "c": [True, True, False]}.items():
         SimpleITK.WriteImage(SimpleITK.Flip(image, flips), str(tmp_path / "raw" / f"{name}.nii.gz"))
-    prepare("made", tmp_path / "out", [tmp_path / "raw"], num_processes=0, print_fn=said.append)
+    prepare(
+        PrepareRequest(
+            "made", tmp_path / "out", [tmp_path / "raw"], num_processes=0, print_fn=said.append
+        )
+    )
     assert len(said) == 1
     assert "stored in 2 orientations (directions of x, y and z): LPS 2, RAS 1." in said[0]
     assert "report.csv names that of each" in said[0]

@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from nnssl.encoder.swin import Swin, SwinConfig
+from nnssl.encoder.config import SwinConfig
+from nnssl.encoder.swin import Swin
 from nnssl.modules.heads import PrototypeHead, Prototypes
 from nnssl.modules.losses import Centre, masked_l1, soft_cross_entropy
 from nnssl.modules.running import Running, RunningMean, Standardise, discard_all, update_all
@@ -50,7 +51,7 @@ def test_cross_view_terms_are_dinos(batch, prototypes, student_t, teacher_t):
         got = soft_cross_entropy(
             student.flatten(0, 1), targets.roll(batch, dims=0), student_t
         ).mean()
-        centre.update()
+        update_all(centre)
         torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(centre.value, oracle.center.flatten(), rtol=1e-5, atol=1e-6)
 
@@ -77,7 +78,7 @@ def test_patch_term_is_ibots(grid, hidden, student_t, teacher_t):
         # [B Z Y X] would be summed over two axes only
         expected = oracle(teacher, student, masked.view(batch, 1, -1))
         got = soft_cross_entropy(student, centre.sharpen(teacher, teacher_t), student_t).mean()
-        centre.update()
+        update_all(centre)
         torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(
             centre.value, oracle.center.value.flatten(), rtol=1e-5, atol=1e-6
@@ -117,10 +118,10 @@ def test_centre_waits_for_update_and_takes_the_mean_of_what_was_noted():
     centre.discard()
     for part in parts:
         centre.sharpen(part, 0.1)
-    centre.update()
+    update_all(centre)
     torch.testing.assert_close(centre.value, 0.25 * torch.cat(parts).mean(dim=0))
     before = centre.value.clone()
-    centre.update()  # nothing was noted since
+    update_all(centre)  # nothing was noted since
     assert torch.equal(centre.value, before)
 
 
@@ -128,10 +129,10 @@ def test_centre_waits_for_update_and_takes_the_mean_of_what_was_noted():
 def test_centre_refuses_what_is_not_finite(bad):
     centre = Centre(4)
     centre.sharpen(torch.tensor([[bad, 0, 0, 0], [1, 1, 1, 1.0]]), 0.1)
-    centre.update()
+    update_all(centre)
     assert torch.equal(centre.value, torch.zeros(4))
     centre.sharpen(torch.ones(1, 4), 0.1)
-    centre.update()
+    update_all(centre)
     torch.testing.assert_close(centre.value, torch.full((4,), 0.1))
 
 
@@ -139,7 +140,7 @@ def test_centre_forgets_a_skipped_step():
     centre = Centre(4)
     centre.sharpen(torch.full((1, 4), 1e6), 0.1)
     centre.discard()
-    centre.update()
+    update_all(centre)
     assert torch.equal(centre.value, torch.zeros(4))
 
 
@@ -375,12 +376,12 @@ def test_every_row_of_a_step_weighs_the_same_in_a_running_mean(counts):
     whole.accumulate(rows)
     for part in rows.split(counts):
         parts.accumulate(part)
-    whole.update()
-    parts.update()
+    update_all(whole)
+    update_all(parts)
     torch.testing.assert_close(parts.value, whole.value)
     parts.accumulate(rows[:0])
     before = parts.value.clone()
-    parts.update()  # a step without a row moves nothing
+    update_all(parts)  # a step without a row moves nothing
     assert torch.equal(parts.value, before)
     assert int(parts.updates) == 1
 

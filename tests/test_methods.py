@@ -5,6 +5,7 @@ written.
 from __future__ import annotations
 
 import json
+import math
 import re
 from dataclasses import asdict, fields, is_dataclass, replace
 from pathlib import Path
@@ -264,3 +265,89 @@ def test_unknown_fields_list_the_known_ones(name):
 def test_bad_settings_are_refused(setting):
     with pytest.raises(ValueError, match=re.escape(f"cannot set {setting!r}")):
         MethodConfig.parse([setting])
+
+
+IMPOSSIBLE = {
+    "byol": [
+        ({"teacher_momentum": 2.0}, "teacher_momentum must be from 0 to 1, got 2"),
+    ],
+    "cpc": [
+        ({"cubes": 1}, "cubes must be at least 2"),
+        ({"ahead": 3}, "ahead must be 1 to 2 .one less than cubes.*got 3"),
+        ({"ahead": -1}, "got -1"),
+        ({"temperature": 0.0}, "temperature must be above 0"),
+    ],
+    "dino": [
+        ({"pooled_maps": 0}, "within 1 and the encoder's 5 maps, got 0"),
+        ({"pooled_maps": 6}, "within 1 and the encoder's 5 maps, got 6"),
+        ({"local_views": -1}, "0 or more, got -1"),
+        ({"global_side": 1.2}, "at most 1, got 1.2"),
+        ({"local_side_low": 0.7}, "must hold, got 0.7 and 0.6"),
+        ({"export": "both"}, "teacher or student, got 'both'"),
+        ({"student_temperature": 0.0}, "student_temperature must be above 0, got 0.0"),
+        ({"teacher_momentum": 1.5}, "teacher_momentum must be from 0 to 1, got 1.5"),
+    ],
+    "ibot": [
+        ({"mask_block": 8}, r"\(16, 32\), got 8"),
+        ({"mask_chance": 0.4}, "within 0.5 and 1, so that each scan hides something, got 0.4"),
+        ({"mask_ratio": 0.1}, "got 0.1 and 0.2"),
+        ({"mask_ratio": 1.0, "mask_spread": 0.0}, "got 1.0 and 0.0"),
+        ({"mask_ratio": math.nan}, "got nan and 0.2"),
+        ({"w_image": 0.0, "w_patch": 0.0}, "one of w_image, w_patch must be above 0"),
+        ({"local_views": -1}, "0 or more, got -1"),
+        ({"centre_momentum": -0.1}, "from 0 to 1, got -0.1"),
+    ],
+    "mocov3": [
+        ({"temperature": -1.0}, "temperature must be above 0"),
+        ({"queue": -1}, "queue must be a number of keys"),
+        ({"teacher_momentum": 1.5}, "teacher_momentum must be from 0 to 1"),
+    ],
+    "rotation": [
+        ({"classes": 6}, "0 .all., 4, 10 or 24, got 6"),
+        ({"blur": -1.0}, "from 0 to 10, got -1"),
+        ({"blur": math.nan}, "got nan"),
+    ],
+    "simclr": [
+        ({"temperature": 0.0}, "temperature must be above 0"),
+        ({"queue": -1}, "queue must be a number of embeddings"),
+    ],
+    "simmim": [
+        (
+            {"mask_block": 12},
+            r"mask_block must be a stride of the encoder, \[2, 4, 8, 16, 32\], .* got 12",
+        ),
+        ({"mask_block": "16x9x8"}, "got 16x9x8"),
+        ({"smooth_l1": -1.0}, "smooth_l1 must be 0"),
+        ({"decode_from": 64}, r"decode_from must be a stride of the encoder, .*, got 64"),
+        ({"mask_ratio": 0.0}, "mask_ratio must be above 0 and below 1, got 0.0"),
+        ({"mask_ratio": math.nan}, "mask_ratio must be above 0 and below 1, got nan"),
+    ],
+    "smit": [
+        ({"mask_block": 12}, r"stride of the encoder, \[2, 4, 8, 16, 32\], .* got 12"),
+        ({"mask_block": "16x2x2"}, r"stride of a stage, \[4, 8, 16, 32\], got 16x2x2"),
+        ({"patch_tokens": -1}, "patch_tokens must be a number of tokens"),
+        ({"teacher_views": 3}, "teacher_views must be 1 or 2, got 3"),
+        ({"mask_ratio": 1.0}, "above 0 and below 1, got 1.0"),
+        ({"mask_ratio": math.nan}, "above 0 and below 1, got nan"),
+        ({"export": "both"}, "teacher or student, got 'both'"),
+        ({"w_mip": 0, "w_itd": 0, "w_mpd": 0}, "one of w_mip, w_itd, w_mpd"),
+        ({"w_mip": -1.0}, "w_mip must be 0 or more, got -1"),
+        ({"w_parcels": -1.0}, "w_parcels must be 0 or more, got -1"),
+    ],
+    "swinunetr": [
+        ({"w_rotation": 0.0, "w_contrast": 0.0, "w_voxels": 0.0}, "w_voxels must be above 0"),
+        ({"w_voxels": -1.0}, "w_voxels must be 0 or more, got -1"),
+        ({"cut_share": 1.0}, "cut_share must be above 0 and below 1, got 1.0"),
+        ({"cut_edge": 0.0}, "cut_edge must be above 0 and below 1, got 0.0"),
+        ({"temperature": math.nan}, "temperature must be above 0, got nan"),
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "message"),
+    [(method, *row) for method, rows in IMPOSSIBLE.items() for row in rows],
+)
+def test_impossible_settings_are_refused(method, settings, message):
+    with pytest.raises(ValueError, match=message):
+        micro.config(method, **settings)

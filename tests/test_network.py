@@ -15,15 +15,17 @@ from micro import ENCODER
 
 from nnssl import checkpoint
 from nnssl.cpu import upsampling as composed
+from nnssl.encoder.config import SwinConfig
 from nnssl.encoder.norms import formula, instance_norm
-from nnssl.encoder.swin import Swin, SwinConfig
+from nnssl.encoder.swin import Swin
 from nnssl.finetune import moments
-from nnssl.finetune.architecture import NETWORK_CLASS, intensity_map
+from nnssl.finetune.architecture import intensity_map
 from nnssl.hu import HUPolicy
 from nnssl.network.decoders import DECODERS, UpBlock
 from nnssl.network.layers import aligned_linear
 from nnssl.network.norm_act import SLOPE, norm_act, norm_of
 from nnssl.network.swin_unetr import Intensity, SwinUNETR, output_sizes
+from nnssl.types import NETWORK_CLASS
 
 HU = HUPolicy(low=-900.0, high=1100.0, mean=-40.0, std=310.0)
 # Small, thin, odd, and one whose deepest map is a single voxel.

@@ -19,8 +19,10 @@ from synthetic_checkpoints import pretrained
 
 from nnssl import files, trainer_path
 from nnssl.finetune import checkpoint_choice
-from nnssl.finetune.architecture import BASE, INFO, RECIPE
+from nnssl.finetune.architecture import INFO
 from nnssl.plans.derive import PlansRequest, derive
+from nnssl.recipe import RECIPE
+from nnssl.types import BASE
 
 DATASET, ID = "Dataset902_Phantoms", "902"
 PATCH = (12, 32, 28)  # thin, and no multiple of 32

@@ -103,11 +103,13 @@ def test_commands_version_and_licence(wheel):
     )
 
 
-def test_every_command_is_a_function():
+def test_every_command_is_a_function_and_a_console_script():
     from nnssl import cli
 
-    for command in COMMANDS:
-        assert callable(getattr(cli, command))
+    setup = (REPOSITORY / "setup.py").read_text(encoding="utf-8")
+    scripts = re.findall(r'"nnssl_(\w+) = nnssl\.cli:(\w+)"', setup)
+    assert scripts == [(command, command) for command in COMMANDS]
+    assert all(COMMANDS[command] is getattr(cli, command) for command in COMMANDS)
 
 
 def import_beside(folder: Path, name: str) -> subprocess.CompletedProcess:

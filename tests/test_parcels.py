@@ -17,7 +17,7 @@ from torch.nn import functional
 from nnssl import phantoms
 from nnssl.data import atlas, parcel_failures, parcel_maps
 from nnssl.data.crops import PARCELS, Crops
-from nnssl.data.prepare import prepare
+from nnssl.data.prepare import PrepareRequest, prepare
 from nnssl.data.refusals import PassingError
 from nnssl.files import NoRoomError, read_json, write_json
 from nnssl.network.reconstruction import at_size
@@ -36,7 +36,7 @@ def collection(tmp_path_factory) -> tuple[Path, object, list[str]]:
     """
     raw, folder = tmp_path_factory.mktemp("raw"), tmp_path_factory.mktemp("prepared")
     phantoms.write_folder(raw, seeds=range(3), shape=(24, 36, 40))
-    plan = prepare("made", folder, [raw], spacing=SPACING, num_processes=0)
+    plan = prepare(PrepareRequest("made", folder, [raw], spacing=SPACING, num_processes=0))
     return folder, plan, parcel_maps.make(folder, plan, classes=8, num_processes=0, print_fn=print)
 
 

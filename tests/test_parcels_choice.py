@@ -9,11 +9,11 @@ import pytest
 from nnssl import checkpoint, phantoms
 from nnssl.data import atlas, parcel_failures, parcel_maps
 from nnssl.data.plan import Case, Plan
-from nnssl.data.prepare import prepare
+from nnssl.data.prepare import PrepareRequest, prepare
 from nnssl.files import read_json
 from nnssl.hu import HUPolicy
 from nnssl.train import parcels_choice, pretrain
-from nnssl.train.before import Before
+from nnssl.train.earlier_run import EarlierRun
 from nnssl.train.log import Log
 from nnssl.train.pretrain import Options
 from nnssl.train.run import LATEST
@@ -49,8 +49,8 @@ def makes(monkeypatch) -> list[tuple]:
     return calls
 
 
-def choose(options: Options, plan: Plan, folder: Path = Path(), earlier: Before | None = None):
-    return parcels_choice.choose(options, plan, folder, earlier or Before(), lambda _: None)
+def choose(options: Options, plan: Plan, folder: Path = Path(), earlier: EarlierRun | None = None):
+    return parcels_choice.choose(options, plan, folder, earlier or EarlierRun(), lambda _: None)
 
 
 @pytest.mark.parametrize("scans", [10, 999])
@@ -106,10 +106,10 @@ def test_nothing_is_chosen_where_it_is_said(makes, method, settings, made):
 @pytest.mark.parametrize("weight", [0.0, 1.0])
 def test_a_run_that_goes_on_keeps_what_it_had(makes, weight):
     """Whatever would be chosen now; one of before the choice had no parcels."""
-    earlier = Before(cases=["c0"], method_config={"w_parcels": weight, "classes": 7})
+    earlier = EarlierRun(cases=["c0"], method_config={"w_parcels": weight, "classes": 7})
     assert choose(smit(), plan_of(50), earlier=earlier) == ()
     assert makes == ([(7, 0.0)] if weight else [])
-    assert choose(smit(), plan_of(50), earlier=Before(method_config={"lr": 1e-3})) == ()
+    assert choose(smit(), plan_of(50), earlier=EarlierRun(method_config={"lr": 1e-3})) == ()
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +141,7 @@ def registered(monkeypatch) -> list[int]:
 
 def test_scans_that_are_not_alike_have_no_parcels(raw, tmp_path, few_are_enough, registered):
     """Two of three: less than 80 %. It is found out once, and asking by hand still works."""
-    plan = prepare("made", tmp_path, [raw], spacing=SPACING, num_processes=0)
+    plan = prepare(PrepareRequest("made", tmp_path, [raw], spacing=SPACING, num_processes=0))
     for _ in range(2):
         (choice,) = choose(smit("classes=6"), plan, tmp_path)
         assert choice.value == 0.0
@@ -162,7 +162,7 @@ def test_who_asks_for_parcels_hears_why_there_are_none(raw, tmp_path, monkeypatc
         raise atlas.RegistrationError("has no structure to register")
 
     monkeypatch.setattr(atlas, "register", register)
-    plan = prepare("made", tmp_path, [raw], spacing=SPACING, num_processes=0)
+    plan = prepare(PrepareRequest("made", tmp_path, [raw], spacing=SPACING, num_processes=0))
     message = r"0 of 3 scans could be .*, 2 are needed .*has no structure.*: choose another method"
     with pytest.raises(ValueError, match=message):
         choose(smit("w_parcels=1"), plan, tmp_path)
@@ -173,7 +173,7 @@ def test_a_collection_that_may_only_be_read_has_the_parcels_that_are_there(
 ):
     """SMIT registered all scans of it before it failed."""
     monkeypatch.setattr(parcels_choice, "REGISTERED", 0.5)
-    plan = prepare("made", tmp_path, [raw], spacing=SPACING, num_processes=0)
+    plan = prepare(PrepareRequest("made", tmp_path, [raw], spacing=SPACING, num_processes=0))
     with monkeypatch.context() as patch:
         patch.setattr("nnssl.data.parcel_failures.os.access", lambda *_: False)
         (choice,) = choose(smit("classes=6"), plan, tmp_path)

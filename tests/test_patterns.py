@@ -12,7 +12,7 @@ from synthetic_scans import ct_array, straight, write_series, write_volume
 
 from nnssl.data import patterns
 from nnssl.data.plan import Plan
-from nnssl.data.prepare import prepare
+from nnssl.data.prepare import PrepareRequest, prepare
 from nnssl.data.scans import find_scans
 from nnssl.files import read_json
 
@@ -74,7 +74,14 @@ def test_public_layouts(tmp_path, layout, pattern):
     """U13: nothing else is looked at, and the report has no line of it."""
     raw, said = layout(tmp_path / "raw"), []
     plan = prepare(
-        "made", tmp_path / "out", [raw], num_processes=0, pattern=[pattern], print_fn=said.append
+        PrepareRequest(
+            "made",
+            tmp_path / "out",
+            [raw],
+            num_processes=0,
+            pattern=[pattern],
+            print_fn=said.append,
+        )
     )
     assert [Path(case.source).name for case in plan.cases] == [pattern.rpartition("/")[2]] * 2
     assert read_json(tmp_path / "out" / "report.json")["found"] == 2
@@ -86,7 +93,9 @@ def test_the_plan_keeps_the_pattern(tmp_path):
 
     def prepared(**options) -> Plan:
         return prepare(
-            "made", tmp_path / "out", [raw], num_processes=0, print_fn=said.append, **options
+            PrepareRequest(
+                "made", tmp_path / "out", [raw], num_processes=0, print_fn=said.append, **options
+            )
         )
 
     plan = prepared(pattern=["*/imaging.nii.gz"])

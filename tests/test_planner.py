@@ -15,11 +15,13 @@ from synthetic_datasets import ID, NAME, synthetic_dataset
 
 from nnssl import cli, files, finetune
 from nnssl.encoder.presets import preset
-from nnssl.finetune.architecture import BASE, INFO, PLANNED, RECIPE, is_ours, steps_of
+from nnssl.finetune.architecture import INFO, PLANNED, is_ours, steps_of
 from nnssl.plans import memory_model
 from nnssl.plans.derive import PlansRequest, derive
 from nnssl.plans.patch import plan_batch, plan_patch
 from nnssl.plans.plans_description import describe_plans
+from nnssl.recipe import RECIPE
+from nnssl.types import BASE
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -36,7 +38,7 @@ KINDS = {  # shape and spacing (z y x), and the dataset's other properties
 def plan(folders, kind: str, **options) -> dict:
     shape, spacing, more = KINDS[kind]
     synthetic_dataset(folders, shape, spacing, **more)
-    return files.read_json(derive(PlansRequest(NAME, **({"preset": "smit"} | options))))
+    return files.read_json(derive(PlansRequest(NAME, **({"preset": "smit"} | options))).path)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -136,7 +138,7 @@ def test_volumes_of_other_modalities_are_planned_from_natural_images(nnunet_env,
 
     synthetic_dataset(nnunet_env, (24, 32, 32), (2.0, 2.0, 2.0), channels=("T1", "T2"))
     plan_experiment_dataset(ID)
-    plans = files.read_json(derive(PlansRequest(NAME, base=base)))
+    plans = files.read_json(derive(PlansRequest(NAME, base=base)).path)
     assert plans[INFO]["checkpoint_path"] == "natural_tiny_3d"
     assert plans[PLANNED]["checkpoint_fits"] == ["3d_fullres"]
     assert SwinPlanner(NAME).start.info["checkpoint_path"] == "natural_tiny_3d"
@@ -147,7 +149,7 @@ def test_images_of_slices_are_planned_from_the_2d_weights(nnunet_env, tmp_path):
     assert plans[INFO]["checkpoint_path"] == "natural_tiny"
     assert plans[PLANNED]["checkpoint_fits"] == ["2d"]
     request = PlansRequest(NAME, checkpoint=str(pretrained(tmp_path)))
-    said = describe_plans(derive(request), request)  # a 3D checkpoint, which fits none of them
+    said = describe_plans(derive(request).path, request)  # a 3D checkpoint, which fits none of them
     assert said.endswith("2d 0 -tr SwinScratchTrainer -p nnUNetSwinPlans")
 
 

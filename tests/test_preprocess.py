@@ -20,7 +20,7 @@ from nnssl import phantoms
 from nnssl.data import preprocess as preprocess_module
 from nnssl.data.crops import Crops
 from nnssl.data.plan import Plan, hu_policy
-from nnssl.data.prepare import STALE, prepare
+from nnssl.data.prepare import STALE, PrepareRequest, prepare
 from nnssl.data.preprocess import BLOCK, body_blocks, forget_damaged, preprocess, store
 from nnssl.data.survey import body_histogram
 from nnssl.files import read_json, write_json
@@ -109,7 +109,9 @@ def test_without_hu_each_scan_is_normalised_as_nnunet_does(tmp_path):
     array[:2], array[:, :, -6:] = 0, 0  # nnU-Net crops this away before it takes mean and sd
     path = write_volume(tmp_path / "raw" / "a.nii.gz", array, (2.0, 2.0, 2.0))
     plan = prepare(
-        "made", tmp_path / "out", [path.parent], crop=(16, 32, 32), num_processes=0, in_hu=False
+        PrepareRequest(
+            "made", tmp_path / "out", [path.parent], crop=(16, 32, 32), num_processes=0, in_hu=False
+        )
     )
     assert plan == Plan.load(tmp_path / "out" / "plan.json")
     assert plan.hu is None
@@ -121,7 +123,7 @@ def test_without_hu_each_scan_is_normalised_as_nnunet_does(tmp_path):
     (tmp_path / "out" / "plan.json").unlink()
     # looked at again: another question
     with pytest.raises(ValueError, match=r"is not in HU.*--no-hu"):
-        prepare("made", tmp_path / "out", [path.parent], num_processes=0)
+        prepare(PrepareRequest("made", tmp_path / "out", [path.parent], num_processes=0))
 
 
 def test_chunks_and_codec_are_nnunets(tmp_path):
@@ -167,14 +169,14 @@ def test_what_half_precision_cannot_hold_is_its_largest(tmp_path):
 def test_what_was_stored_in_full_precision_goes_on(tmp_path):
     """A collection that an earlier version began is completed in half precision."""
     raw, out = raw_folder(tmp_path / "raw", 3), tmp_path / "out"
-    plan = prepare("made", out, [raw], num_processes=0)
+    plan = prepare(PrepareRequest("made", out, [raw], num_processes=0))
     first, second, _ = (out / f"{case.id}.b2nd" for case in plan.cases)
     store(blosc2.open(str(first), mode="r")[:], first, plan.crop, np.float32)
     note = read_json(first.with_suffix(".json"))
     write_json(first.with_suffix(".json"), {**note, "bytes": first.stat().st_size})
     second.unlink()
     before = times(out)
-    assert prepare("made", out, [raw], num_processes=0) == plan
+    assert prepare(PrepareRequest("made", out, [raw], num_processes=0)) == plan
     assert times(out)[first.name] == before[first.name]
     crops = Crops(out, plan, (8, 8, 8))
     kinds = {plan.cases[s["scan"]].id: s["crop"].dtype for s in (crops[i] for i in range(3))}
@@ -187,12 +189,14 @@ def test_a_dicom_series_is_preprocessed_like_the_same_volume(tmp_path):
     write_series(tmp_path / "raw" / "series", array, straight(12, 3.0), pixel=2.0)
     volume = write_volume(tmp_path / "raw" / "a.mha", array, (3.0, 2.0, 2.0))
     plan = prepare(
-        "made",
-        tmp_path / "out",
-        [tmp_path / "raw"],
-        spacing=(2, 2, 2),
-        crop=(16, 16, 16),
-        num_processes=0,
+        PrepareRequest(
+            "made",
+            tmp_path / "out",
+            [tmp_path / "raw"],
+            spacing=(2, 2, 2),
+            crop=(16, 16, 16),
+            num_processes=0,
+        )
     )
     stored = {
         c.source: blosc2.open(str(tmp_path / "out" / f"{c.id}.b2nd"), mode="r")[:]
@@ -216,7 +220,9 @@ def test_what_reading_repairs_is_planned_and_stored_alike(tmp_path):
     image = SimpleITK.PermuteAxes(SimpleITK.GetImageFromArray(array), [1, 2, 0])
     SimpleITK.WriteImage(image, str(raw / "sagittal.nii.gz"))
     plan = prepare(
-        "made", tmp_path / "out", [raw], spacing=(3, 2, 2), crop=(16, 16, 16), num_processes=0
+        PrepareRequest(
+            "made", tmp_path / "out", [raw], spacing=(3, 2, 2), crop=(16, 16, 16), num_processes=0
+        )
     )
     assert [case.shape for case in plan.cases] == [(16, 24, 28), array.shape, (16, 31, 28)]
     for case in plan.cases:
@@ -256,17 +262,18 @@ def times(folder: Path) -> dict[str, int]:
 
 def test_the_second_run_repeats_nothing_and_a_damaged_case_is_made_again(tmp_path):
     raw, out = raw_folder(tmp_path / "raw"), tmp_path / "out"
-    plan = prepare("made", out, [raw], num_processes=0)
+    plan = prepare(PrepareRequest("made", out, [raw], num_processes=0))
     before = times(out)
     assert len([name for name in before if name.endswith(".b2nd")]) == 4
-    assert prepare("made", out, [raw], num_processes=0) == plan
+    assert prepare(PrepareRequest("made", out, [raw], num_processes=0)) == plan
     after = times(out)
     after.pop("report.json"), before.pop("report.json")
     assert after == before
     damaged = out / f"{plan.cases[2].id}.b2nd"
     damaged.write_bytes(damaged.read_bytes()[:-100])
     (out / f"{plan.cases[1].id}.json").unlink()
-    assert prepare("made", out, num_processes=0) == plan  # without a source: what the plan lists
+    # without a source: what the plan lists
+    assert prepare(PrepareRequest("made", out, num_processes=0)) == plan
     changed = {
         Path(name).stem for name, time in times(out).items() if before.get(name, time) != time
     }
@@ -275,16 +282,17 @@ def test_the_second_run_repeats_nothing_and_a_damaged_case_is_made_again(tmp_pat
 
 RUN = """
 import sys
-from nnssl.data.prepare import prepare
+from pathlib import Path
+from nnssl.data.prepare import PrepareRequest, prepare
 if __name__ == "__main__":
-    prepare("made", sys.argv[1], [sys.argv[2]], spacing=(1.5, 1, 1), crop=(32, 32, 32),
-            num_processes=1)
+    prepare(PrepareRequest("made", Path(sys.argv[1]), [sys.argv[2]], spacing=(1.5, 1, 1),
+                           crop=(32, 32, 32), num_processes=1))
 """
 
 
 def test_a_flipped_bit_and_swapped_files_are_found_by_a_check_and_stored_again(tmp_path):
     raw, out, said = raw_folder(tmp_path / "raw"), tmp_path / "out", []
-    plan = prepare("made", out, [raw], num_processes=0)
+    plan = prepare(PrepareRequest("made", out, [raw], num_processes=0))
     a, b, c = (out / f"{case.id}.b2nd" for case in plan.cases[:3])
     whole = {path.name: path.read_bytes() for path in (a, b, c)}
     flipped = bytearray(whole[a.name])
@@ -294,10 +302,10 @@ def test_a_flipped_bit_and_swapped_files_are_found_by_a_check_and_stored_again(t
     c.write_bytes(whole[b.name])
     # another machine's part is its own to check
     assert forget_damaged(plan, out, 0, part_id=3, num_parts=4) == []
-    prepare("made", out, [raw], num_processes=0, check=True, print_fn=said.append)
+    prepare(PrepareRequest("made", out, [raw], num_processes=0, check=True, print_fn=said.append))
     assert any(line.startswith("3 preprocessed scans are damaged") for line in said)
     assert {path.name: path.read_bytes() for path in (a, b, c)} == whole
-    prepare("made", out, [raw], num_processes=0, check=True, print_fn=said.append)
+    prepare(PrepareRequest("made", out, [raw], num_processes=0, check=True, print_fn=said.append))
     assert said[-1] == "no preprocessed scan is damaged"
 
 
@@ -319,7 +327,9 @@ def test_after_kill_9_the_next_run_completes_and_repeats_nothing(tmp_path):
     }
     surveyed = times(out / "survey")
     assert 6 <= len([name for name in done if name.startswith("ct_")]) < 24
-    prepare("made", out, [raw], spacing=(1.5, 1, 1), crop=(32, 32, 32), num_processes=0)
+    prepare(
+        PrepareRequest("made", out, [raw], spacing=(1.5, 1, 1), crop=(32, 32, 32), num_processes=0)
+    )
     after = times(out)
     assert {name: after[name] for name in done if name != "report.json"} == {
         n: t for n, t in done.items() if n != "report.json"
@@ -335,35 +345,37 @@ def test_temporaries_of_dead_runs_are_swept_but_not_those_of_living_ones(tmp_pat
     for name, age in ((".tmp-old.b2nd", STALE + 9), (".tmp-new.b2nd", 0)):
         (out / name).touch()
         os.utime(out / name, (time.time() - age,) * 2)
-    prepare("made", out, [raw], num_processes=0)
+    prepare(PrepareRequest("made", out, [raw], num_processes=0))
     assert [path.name for path in out.glob(".tmp-*")] == [".tmp-new.b2nd"]
 
 
 def test_another_plan_is_noticed_and_not_mixed(tmp_path):
     raw, out = raw_folder(tmp_path / "raw", 2), tmp_path / "out"
-    plan = prepare("made", out, [raw], num_processes=0)
+    plan = prepare(PrepareRequest("made", out, [raw], num_processes=0))
     with pytest.raises(
         ValueError, match=r"spacing .*asked for \(1, 1, 1\).*another name.*delete .*out"
     ):
-        prepare("made", out, [raw], spacing=(1, 1, 1), num_processes=0)
+        prepare(PrepareRequest("made", out, [raw], spacing=(1, 1, 1), num_processes=0))
     other = Plan(plan.name, (1.0, 1.0, 1.0), plan.hu, plan.crop, plan.cases)
     with pytest.raises(ValueError, match="files of two plans are never mixed"):
         preprocess(other, out, 0)
     with pytest.raises(ValueError, match="files of two plans are never mixed"):
         Crops(out, other)[0]
-    assert prepare("made", out, num_processes=0) == plan
+    assert prepare(PrepareRequest("made", out, num_processes=0)) == plan
 
 
 def test_parts_share_the_cases_and_together_do_all(tmp_path):
     raw, out = raw_folder(tmp_path / "raw", 3), tmp_path / "out"
-    plan = prepare("made", out, [raw], num_processes=0, part_id=1, num_parts=2)
+    plan = prepare(PrepareRequest("made", out, [raw], num_processes=0, part_id=1, num_parts=2))
     assert {path.stem for path in out.glob("*.b2nd")} == {plan.cases[1].id}
     with pytest.raises(ValueError, match="1 of the 3 cases of the plan are preprocessed"):
         Crops(out, plan)
-    assert prepare("made", out, [raw], num_processes=0, part_id=0, num_parts=2) == plan
+    assert (
+        prepare(PrepareRequest("made", out, [raw], num_processes=0, part_id=0, num_parts=2)) == plan
+    )
     assert len(Crops(out, plan)) == 3
     with pytest.raises(ValueError, match="-part_id must be 0 to 1"):
-        prepare("made", out, [raw], num_processes=0, part_id=2, num_parts=2)
+        prepare(PrepareRequest("made", out, [raw], num_processes=0, part_id=2, num_parts=2))
 
 
 def test_a_scan_that_fails_is_said_and_left_out_and_tried_again(tmp_path, monkeypatch):
@@ -379,10 +391,10 @@ def test_a_scan_that_fails_is_said_and_left_out_and_tried_again(tmp_path, monkey
     with pytest.warns(
         UserWarning, match=r"1 of 3 cases could not be preprocessed.*memory.*will try them again"
     ):
-        plan = prepare("made", out, [raw], num_processes=0)
+        plan = prepare(PrepareRequest("made", out, [raw], num_processes=0))
     assert Crops(out, plan).cases == (plan.cases[0].id, plan.cases[2].id)
     monkeypatch.setattr(preprocess_module, "read_scan", read)
-    assert prepare("made", out, [raw], num_processes=0) == plan
+    assert prepare(PrepareRequest("made", out, [raw], num_processes=0)) == plan
     assert len(Crops(out, plan)) == 3
     assert not list(out.glob("*.failed.json"))
 
@@ -390,13 +402,13 @@ def test_a_scan_that_fails_is_said_and_left_out_and_tried_again(tmp_path, monkey
 def test_an_empty_or_unusable_folder_and_a_missing_plan_are_errors(tmp_path):
     (tmp_path / "raw").mkdir()
     with pytest.raises(ValueError, match=r"no scans in .*raw: searched for .*DICOM"):
-        prepare("made", tmp_path / "out", [tmp_path / "raw"], num_processes=0)
+        prepare(PrepareRequest("made", tmp_path / "out", [tmp_path / "raw"], num_processes=0))
     write_volume(tmp_path / "raw" / "mri.nii.gz", ct_array() + 1024)
     with pytest.raises(ValueError, match=r"none of the 1 scans(.|\n)*mri.nii.gz: is not in HU"):
-        prepare("made", tmp_path / "out", [tmp_path / "raw"], num_processes=0)
+        prepare(PrepareRequest("made", tmp_path / "out", [tmp_path / "raw"], num_processes=0))
     assert read_json(tmp_path / "out" / "report.json")["left_out"] == 1
     with pytest.raises(ValueError, match="with -i FOLDER or -d ID"):
-        prepare("made", tmp_path / "out", num_processes=0)
+        prepare(PrepareRequest("made", tmp_path / "out", num_processes=0))
 
 
 def test_what_a_worker_gets_and_what_stays_in_memory_does_not_grow_with_the_collection(
@@ -406,7 +418,7 @@ def test_what_a_worker_gets_and_what_stays_in_memory_does_not_grow_with_the_coll
     line.
     """
     raw, out = raw_folder(tmp_path / "raw", 3), tmp_path / "out"
-    plan = prepare("made", out, [raw], num_processes=0)
+    plan = prepare(PrepareRequest("made", out, [raw], num_processes=0))
     sent = []
     monkeypatch.setattr(
         preprocess_module,

@@ -36,9 +36,9 @@ def final(tmp_path: Path) -> Path:
 def test_the_prediction_of_hidden_voxels_does_not_see_them(name, decoder):
     instance = method(name, decoder=decoder, mask_block=8).eval()
     looked = views(instance)
-    covered = (
-        looked["masked"].repeat_interleave(8, -1).repeat_interleave(8, -2).repeat_interleave(8, -3)
-    )
+    covered = looked["hidden_blocks"]
+    for axis in (-1, -2, -3):
+        covered = covered.repeat_interleave(8, axis)
     covered = covered.unsqueeze(-4)
     other = looked | {
         "image": torch.where(covered, torch.randn_like(looked["image"]), looked["image"])

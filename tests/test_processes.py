@@ -22,8 +22,8 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 from nnssl import checkpoint, dist
 from nnssl.data import preprocess, survey
 from nnssl.data.crops import Crops
-from nnssl.data.prepare import prepare
-from nnssl.modules.running import RunningMean
+from nnssl.data.prepare import PrepareRequest, prepare
+from nnssl.modules.running import RunningMean, update_all
 from nnssl.train import batches, cache, distributed, loop
 from nnssl.train.log import Log
 from nnssl.train.loop import Interrupted, train
@@ -140,7 +140,7 @@ def uneven_mean(parts: list[torch.Tensor]) -> torch.Tensor:
     mean = RunningMean(4, momentum=0.0)
     for rows in parts:
         mean.accumulate(rows)
-    mean.update()
+    update_all(mean)
     return mean.value
 
 
@@ -171,7 +171,7 @@ def shared_preparation(folder: Path) -> dict:
     preprocess.preprocess_case = lambda *a, **how: done.append("stored") or store(*a, **how)
     out, said = folder / "prepared", []
     plan = distributed.rank_zero_first(
-        lambda: prepare("made", out, [folder / "raw"], num_processes=0)
+        lambda: prepare(PrepareRequest("made", out, [folder / "raw"], num_processes=0))
     )
     crops = Crops(out, plan, (8, 16, 16))
     cache.free_bytes = lambda _: 10**9 if dist.is_main() else 0

@@ -62,7 +62,7 @@ def test_a_pretraining_uses_it_unless_fp32_is_asked_for(
     options = Options("simmim", sources=(tmp_path,), name="made", device="cpu", fp32=fp32)
     for name in ("prepare_scans", "results_folder", "build_run"):
         monkeypatch.setattr(pretrain, name, lambda *_: tmp_path)
-    monkeypatch.setattr(pretrain.before, "of", lambda *_: None)
+    monkeypatch.setattr(pretrain.earlier_run, "read_earlier_run", lambda *_: None)
     monkeypatch.setattr(pretrain.parcels_choice, "choose", lambda *_: ())
     monkeypatch.setattr(pretrain, "keep_freed_memory", lambda: False)
     monkeypatch.setattr(

@@ -20,11 +20,12 @@ from nnssl.checkpoint.card import CONFIG, card
 from nnssl.convert.conversion import ConvertRequest, convert
 from nnssl.embed import work
 from nnssl.finetune import checkpoint_choice
-from nnssl.finetune.architecture import BASE, INFO
+from nnssl.finetune.architecture import INFO
 from nnssl.network.swin_unetr import SwinUNETR
 from nnssl.plans import derive
 from nnssl.plans.plans_description import describe_plans
 from nnssl.study.design import values
+from nnssl.types import BASE
 
 MIB = 2**20
 NAMES = list(weights.RELEASED)
@@ -323,7 +324,7 @@ def test_plans_without_a_name_carry_and_describe_them(nnunet_env):
     folder = nnunet_env["nnUNet_preprocessed"] / DATASET
     files.write_json(folder / f"{BASE}.json", nnunet_plans())
     request = derive.PlansRequest(DATASET, base=BASE)
-    path = derive.derive(request)
+    path = derive.derive(request).path
     assert files.read_json(path)[INFO]["checkpoint_path"] == GIVEN.name
     said = describe_plans(path, request)
     assert f"shipped with nnssl-swin as {GIVEN.name}" in said

@@ -20,7 +20,7 @@ from synthetic_scans import ct_array, write_volume
 
 from nnssl import checkpoint, cli, files
 from nnssl.data.plan import Plan, case_id
-from nnssl.data.prepare import prepare
+from nnssl.data.prepare import PrepareRequest, prepare
 from nnssl.report import cost, left_out
 from nnssl.report.collection import Collection
 from nnssl.report.from_folder import write_page
@@ -40,7 +40,7 @@ def collection(tmp_path_factory) -> Path:
     write_volume(raw / "shifted_1.nii.gz", ct_array(seed=4) + 1024)
     write_volume(raw / "shifted_2.nii.gz", ct_array(seed=5) + 1024)
     (raw / "cut.nii.gz").write_bytes((raw / "scan_0.nii.gz").read_bytes()[:2000])
-    prepare("made", folder, [raw], num_processes=0, print_fn=lambda _: None)
+    prepare(PrepareRequest("made", folder, [raw], num_processes=0, print_fn=lambda _: None))
     return folder
 
 

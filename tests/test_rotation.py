@@ -102,16 +102,6 @@ def test_a_crop_of_unequal_sides_is_refused_with_one_that_works():
         Rotation.region((96, 64, 96))
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [({"classes": 6}, "0 .all., 4, 10 or 24, got 6"), ({"blur": -1.0}, "from 0 to 10, got -1"),
-     ({"blur": math.nan}, "got nan")],
-)  # fmt: skip
-def test_impossible_settings_are_refused(settings, message):
-    with pytest.raises(ValueError, match=message):
-        micro.config("rotation", **settings)
-
-
 def test_a_square_has_no_24_rotations():
     with pytest.raises(ValueError, match="in 2D there are 4 classes of rotation, got 24"):
         micro.method("rotation", spatial_dims=2, classes=24)

@@ -62,15 +62,3 @@ def test_the_parts_of_a_step_see_the_same_queue():
     assert torch.equal(method(first).losses["total"], loss)
     method.skipped_step()
     assert torch.equal(method(first).losses["total"], loss)
-
-
-@pytest.mark.parametrize(
-    ("settings", "words"),
-    [
-        ({"temperature": 0.0}, "temperature must be above 0"),
-        ({"queue": -1}, "queue must be a number of embeddings"),
-    ],
-)
-def test_impossible_settings_are_refused(settings, words):
-    with pytest.raises(ValueError, match=words):
-        micro.config("simclr", **settings)

@@ -36,7 +36,7 @@ def test_the_loss_is_the_mean_error_over_hidden_voxels(dims):
         loss = float(method.loss(views).losses["total"])
     error, count = 0.0, 0
     for scan, *block in itertools.product(range(2), *(range(2),) * dims):
-        if views["masked"][(scan, *block)]:
+        if views["hidden_blocks"][(scan, *block)]:
             voxels = (scan, 0, *(slice(16 * b, 16 * b + 16) for b in block))
             error += float((predicted[voxels] - views["image"][voxels]).abs().sum())
             count += 16**dims
@@ -47,7 +47,7 @@ def test_the_loss_is_the_mean_error_over_hidden_voxels(dims):
 def test_visible_voxels_are_shown_as_they_are():
     method = micro.method("simmim").eval()
     views = micro.views(method, crop=CROP)
-    hidden = covered(views["masked"], 16)
+    hidden = covered(views["hidden_blocks"], 16)
     with torch.no_grad():
         shown = method.show(views)
     assert torch.equal(shown["seen"].isnan(), hidden)
@@ -60,7 +60,7 @@ def test_visible_voxels_are_shown_as_they_are():
 def test_what_is_hidden_does_not_reach_the_encoder(settings):
     method = micro.method("simmim", **settings).eval()
     views = micro.views(method, crop=CROP)
-    hidden = covered(views["masked"], method.config.mask_block[0])
+    hidden = covered(views["hidden_blocks"], method.config.mask_block[0])
     with torch.no_grad():
         maps, predicted = method._predict(views)
         others, again = method._predict(
@@ -82,32 +82,14 @@ def test_each_decoded_map_answers_for_itself():
     _, predicted = method._predict(views)
     assert len(predicted) == len(method.decoder.decoders) == 3
     outputs = [*(views["image"] for _ in predicted[:-1]), predicted[-1]]
-    masked_l1(outputs, views["image"], covered(views["masked"], 8)).backward()
+    masked_l1(outputs, views["image"], covered(views["hidden_blocks"], 8)).backward()
     assert all(p.grad.abs().sum() > 0 for p in method.student.stages[3].blocks.parameters())
 
 
 def test_the_share_that_is_hidden():
     method = micro.method("simmim", mask_ratio=0.6, mask_block=8)
-    assert micro.views(method, crop=CROP)["masked"].float().mean() == pytest.approx(0.6, abs=1 / 64)
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        (
-            {"mask_block": 12},
-            r"mask_block must be a stride of the encoder, \[2, 4, 8, 16, 32\], .* got 12",
-        ),
-        ({"mask_block": "16x9x8"}, "got 16x9x8"),
-        ({"smooth_l1": -1.0}, "smooth_l1 must be 0"),
-        ({"decode_from": 64}, r"decode_from must be a stride of the encoder, .*, got 64"),
-        ({"mask_ratio": 0.0}, "mask_ratio must lie between 0 and 1, got 0.0"),
-        ({"mask_ratio": float("nan")}, "mask_ratio must lie between 0 and 1, got nan"),
-    ],
-)
-def test_impossible_settings_are_refused(settings, message):
-    with pytest.raises(ValueError, match=message):
-        micro.config("simmim", **settings)
+    hidden = micro.views(method, crop=CROP)["hidden_blocks"]
+    assert hidden.float().mean() == pytest.approx(0.6, abs=1 / 64)
 
 
 @pytest.mark.parametrize("name", ["simmim", "smit"])
@@ -122,7 +104,7 @@ def test_air_is_neither_hidden_nor_scored(name, settings):
     )
     generators = [torch.Generator().manual_seed(seed) for seed in range(2)]
     views = method.prepare_views(regions, generators, torch.arange(2))
-    image, masked = (views[key].flatten(0, -4).unsqueeze(1) for key in ("image", "masked"))
+    image, masked = (views[key].flatten(0, -4).unsqueeze(1) for key in ("image", "hidden_blocks"))
     block = method.config.mask_block.along(3)
     hidden = masked
     for axis, side in enumerate(block):

@@ -16,7 +16,8 @@ from synthetic_plans import nnunet_plans
 from nnssl import checkpoint, finetune
 from nnssl.cpu import upsampling
 from nnssl.encoder.adapt_strides import adapt
-from nnssl.encoder.swin import Swin, SwinConfig
+from nnssl.encoder.config import SwinConfig
+from nnssl.encoder.swin import Swin
 from nnssl.finetune.architecture import architecture, steps_of
 from nnssl.finetune.strides import steps_for
 from nnssl.network.decoders import DECODERS, UpBlock

@@ -18,7 +18,7 @@ from torch.utils.data import default_collate
 
 from nnssl import checkpoint, dist
 from nnssl.methods.method import MethodConfig, Step
-from nnssl.train import batches, before, build, capacity, loop
+from nnssl.train import batches, build, capacity, earlier_run, loop
 from nnssl.train.graph import StepResult
 from nnssl.train.learning_rate import learning_rate, parameter_groups
 from nnssl.train.log import LOG, Log
@@ -200,7 +200,9 @@ def test_other_settings_are_refused_on_resume(tmp_path):
 
 def test_how_a_run_is_watched_may_change_on_resume(tmp_path):
     train(micro.run(tmp_path, steps=2), silent)
-    micro.run(tmp_path, steps=2, log_every=7, save_every=3, workers=1, tensorboard=True).resume()
+    run = micro.run(tmp_path, steps=2, log_every=7, save_every=3, workers=1, tensorboard=True)
+    assert run.resume() == []  # nothing to report
+    assert run.step == 2
 
 
 @pytest.mark.parametrize(
@@ -219,10 +221,10 @@ def test_a_run_is_never_overwritten(tmp_path, there, resume, message):
     for name in there:
         (tmp_path / name).touch()
     if message is None:
-        before.require_free(tmp_path, resume)
+        earlier_run.require_free(tmp_path, resume)
     else:
         with pytest.raises(ValueError, match=message):
-            before.require_free(tmp_path, resume)
+            earlier_run.require_free(tmp_path, resume)
 
 
 # -- accumulation and the order of samples ---------------------------------------------

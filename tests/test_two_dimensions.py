@@ -17,7 +17,7 @@ from synthetic_scans import write_volume
 
 from nnssl import checkpoint, files, finetune
 from nnssl.data.plan import Plan
-from nnssl.data.prepare import prepare
+from nnssl.data.prepare import PrepareRequest, prepare
 from nnssl.finetune import checkpoint_choice
 from nnssl.finetune.architecture import INFO, intensity_map
 from nnssl.methods import METHODS
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def collection(tmp_path_factory, phantom_folder) -> Path:
     """$nnUNet_preprocessed with one collection, `made`. Shared: nothing is written to it later."""
     top = tmp_path_factory.mktemp("preprocessed")
-    prepare("made", top / "nnssl" / "made", [phantom_folder], num_processes=0)
+    prepare(PrepareRequest("made", top / "nnssl" / "made", [phantom_folder], num_processes=0))
     return top
 
 

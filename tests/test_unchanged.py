@@ -51,7 +51,8 @@ def start(tmp_path, surveys) -> Callable:
         say = [].append if said is None else said.append
         folder, sources = tmp_path / folder, [tmp_path / source]
         options = {"num_processes": 0, "spacing": (2, 2, 2), "crop": (16, 16, 16), **options}
-        return prepare_module.prepare("made", folder, sources, print_fn=say, **options)
+        request = prepare_module.PrepareRequest("made", folder, sources, print_fn=say, **options)
+        return prepare_module.prepare(request)
 
     start()
     assert surveys == [2]

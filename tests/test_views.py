@@ -496,13 +496,13 @@ def test_smits_views_are_parts_of_the_region():
     region = crops[0]["crop"]
     views = method.views(region[None], [generator_for(0, 0)])
     assert views["image"].shape == (2, 1, 1, 16, 32, 16)
-    assert views["masked"].shape == (2, 1, 2, 4, 2)
-    assert views["masked"].flatten(2).sum(dim=2).tolist() == [[12], [12]]  # ceil(0.7 * 16)
+    assert views["hidden_blocks"].shape == (2, 1, 2, 4, 2)
+    assert views["hidden_blocks"].flatten(2).sum(dim=2).tolist() == [[12], [12]]  # ceil(0.7 * 16)
     windows = region.unfold(1, 16, 1).unfold(2, 32, 1).unfold(3, 16, 1)
     for image in views["image"][:, 0, 0]:
         found = (windows[0] == image).flatten(3).all(dim=3)
         assert int(found.sum()) == 1
-    assert not torch.equal(views["masked"][0], views["masked"][1])
+    assert not torch.equal(views["hidden_blocks"][0], views["hidden_blocks"][1])
 
 
 AIR = -1.8

@@ -12,7 +12,8 @@ from monai.networks.nets.swin_unetr import SwinTransformer
 from test_encoder import image, monai_twin, seeded, small
 from torch import Tensor
 
-from nnssl.encoder.swin import Swin, SwinConfig
+from nnssl.encoder.config import SwinConfig
+from nnssl.encoder.swin import Swin
 from nnssl.encoder.visible import Visible, coarse_tokens, mask_at_stride
 from nnssl.views.masking import all_but, draw_masks, draw_visible
 

@@ -87,7 +87,7 @@ def _check_sha256(text: str, found: str, wanted: str) -> None:
 
 
 def _local_path(where: Path | str) -> Path:
-    """Of a path, a folder that `nnssl_convert --hub` wrote, or released weights."""
+    """The file of a path, of a folder that `nnssl_convert --hub` wrote, or of released weights."""
     path, inside = Path(where), Path(where, MODEL)
     if files.is_file(inside):
         return inside
@@ -154,7 +154,7 @@ def _hub_file(text: str) -> HubFile | None:
 
 
 def _hub_file_of(found: re.Match[str]) -> HubFile:
-    """Of an address that HUB or HUB_PAGE matches."""
+    """The file at an address that HUB or HUB_PAGE matches."""
     file = found["file"] or MODEL
     if ".." in file.split("/"):
         raise AddressError(f"{found[0]!r} leads out of the repository; addresses are {EXAMPLES}")

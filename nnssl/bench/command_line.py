@@ -18,7 +18,7 @@ def parser_of(description: str | None) -> argparse.ArgumentParser:
 
 
 def network_arguments(description: str | None, what: str, batch: int) -> argparse.ArgumentParser:
-    """Of a benchmark of whole networks: --preset, --sizes, --batch and --allocator as well.
+    """The parser of a benchmark of whole networks: with --preset, --sizes, --batch, --allocator.
 
     what: crop or patch.
     """

@@ -35,7 +35,7 @@ def correctness(sizes: BenchSizes, device: torch.device) -> dict:
 
 
 def _errors(exact: dict[str, Tensor], outputs: dict[str, Tensor], precision: str) -> dict:
-    """Of each part, and whether it is within LIMITS."""
+    """The error of each part, and whether it is within LIMITS."""
     found: dict = {}
     for part, right in exact.items():
         error = float((right - outputs[part]).norm() / right.norm())

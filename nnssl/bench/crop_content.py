@@ -22,7 +22,8 @@ from torch import Tensor
 from nnssl.bench import markdown
 from nnssl.data.crops import Crops
 from nnssl.data.plan import Plan
-from nnssl.encoder.swin import Swin, SwinConfig
+from nnssl.encoder.config import SwinConfig
+from nnssl.encoder.swin import Swin
 from nnssl.methods import METHODS, Method
 from nnssl.train.batches import collate, generator_for
 from nnssl.types import Shape
@@ -70,7 +71,7 @@ def _of_scans(crops: Crops, chosen: list[int]) -> Iterator[dict]:
 
 
 def _measured(method: Method, samples: list[dict], crop: Shape, air: float) -> list[float]:
-    """Of one batch: body of crops and of views, constant windows, overlap."""
+    """The numbers of one batch: body of crops and of views, constant windows, overlap."""
     batch = collate(samples)
     generators = [generator_for(0, sample["index"]) for sample in samples]
     views = method.prepare_views(
@@ -141,7 +142,7 @@ def _cell(value: float) -> str:
 
 
 def _scans_of(group: str, cases: Sequence[str]) -> tuple[str, list[int]]:
-    """Of `NAME=WORD,WORD`: the name, and the numbers of the cases that begin with a word."""
+    """The name in `NAME=WORD,WORD`, and the numbers of the cases that begin with a word."""
     title, _, words = group.partition("=")
     begins = tuple(words.split(","))
     return title, [number for number, case in enumerate(cases) if case.startswith(begins)]

@@ -17,8 +17,9 @@ from torch import nn
 
 from nnssl.bench.command_line import network_arguments, set_up
 from nnssl.bench.timing import comparison_table, peak_memory, side_by_side
+from nnssl.encoder.config import SwinConfig
 from nnssl.encoder.presets import preset
-from nnssl.encoder.swin import Swin, SwinConfig
+from nnssl.encoder.swin import Swin
 
 
 def monai_swin(config: SwinConfig) -> nn.Module:

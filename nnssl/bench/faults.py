@@ -145,7 +145,7 @@ def full_disk(trial: Trial, chance: random.Random, whole: Undisturbed) -> int:
 
 
 def _bytes(folder: Path) -> int:
-    """Of all files in it."""
+    """The bytes of all files in `folder`."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 

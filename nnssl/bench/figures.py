@@ -24,7 +24,8 @@ from torch import Tensor
 
 from nnssl import checkpoint, files
 from nnssl.bench.panels import MOST_ROWS, Frame, PanelRow, picture
-from nnssl.encoder.swin import Swin, SwinConfig
+from nnssl.encoder.config import SwinConfig
+from nnssl.encoder.swin import Swin
 from nnssl.hu import HUPolicy
 from nnssl.methods import METHODS, Method
 from nnssl.phantoms import phantom
@@ -93,12 +94,12 @@ def _untrained(header: dict) -> Method:
     return kind(encoder, kind.Config.stored(header["method_config"]))
 
 
-def draw_views(subject: Subject, path: Path, seed: int = SEED) -> None:
+def draw_views(subject: Subject, path: Path) -> None:
     """What the method shows of one region; one row per view."""
     method = subject.method.eval()
     size = method.region(subject.crop)
     region = phantom_input(size, subject)
-    rows = _panel_rows(_shown_volumes(subject, region, seed), region)
+    rows = _panel_rows(_shown_volumes(subject, region), region)
     if size != subject.crop and any(row.frame for row in rows):
         _put_region_first(rows, region[0])
     else:
@@ -115,9 +116,9 @@ def _put_region_first(rows: list[PanelRow], region: Tensor) -> None:
         row.panels.insert(0, None)
 
 
-def _shown_volumes(subject: Subject, region: Tensor, seed: int) -> dict[str, Tensor]:
+def _shown_volumes(subject: Subject, region: Tensor) -> dict[str, Tensor]:
     """Title to volumes [n 1 *size], of what the weights say only where they are trained."""
-    shown = _all_shown(subject.method, region, seed)
+    shown = _all_shown(subject.method, region, SEED)
     return {
         title: volumes[:MOST_ROWS]
         for title, volumes in shown.items()

@@ -21,8 +21,8 @@ from torch import nn
 
 from nnssl.bench.command_line import network_arguments, set_up
 from nnssl.bench.timing import Rounds, comparison_table, peak_memory, side_by_side
+from nnssl.encoder.config import SwinConfig
 from nnssl.encoder.presets import preset
-from nnssl.encoder.swin import SwinConfig
 from nnssl.finetune import deep_supervision_weights, optimise, unwrap
 from nnssl.network.swin_unetr import SwinUNETR
 from nnssl.recipe import Recipe

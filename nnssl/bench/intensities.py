@@ -89,7 +89,7 @@ def _within(bounds: tuple[float, float]) -> np.ndarray:
 
 
 def _std(values: np.ndarray, weights: np.ndarray) -> float:
-    """Of weighted values; NaN where no weight is left."""
+    """The std of weighted values; NaN where no weight is left."""
     if not weights.any():
         return np.nan
     mean = np.average(values, weights=weights)

@@ -191,7 +191,7 @@ class _Lent:
         optim = sys.modules[torch.optim.Optimizer.__module__]
         yield optim, "_get_fused_kernels_supported_devices", lambda: list(fused)
         for part in (attention, stream):
-            yield part.choice, "kernel_serves", lambda device, *_: device.type == META.type
+            yield part.choice, "is_supported", lambda device, *_: device.type == META.type
 
 
 ATTENTION_LAUNCH = SimpleNamespace(

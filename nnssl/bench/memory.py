@@ -28,8 +28,8 @@ from torch import Tensor, nn
 from nnssl.bench import markdown
 from nnssl.bench.accounting import HALF, Accounting, Autocast
 from nnssl.bench.command_line import parser_of
+from nnssl.encoder.config import SwinConfig
 from nnssl.encoder.presets import preset
-from nnssl.encoder.swin import SwinConfig
 from nnssl.finetune import deep_supervision_weights
 from nnssl.network.decoders import DECODERS, full_options
 from nnssl.network.swin_unetr import SwinUNETR, output_sizes
@@ -180,7 +180,7 @@ def fit(cases: list[MemoryCase], bytes_: list[int]) -> dict[str, dict[str, float
 
 
 def _coefficients(measured: list[tuple[MemoryCase, int]]) -> dict[str, float]:
-    """Of cases of one decoder, and their bytes."""
+    """The coefficients that fit measured cases of one decoder, and their bytes."""
     relative = [[term / size for term in terms_of(case).values()] for case, size in measured]
     values = (round(value, 2) for value in _non_negative(np.array(relative)))
     return dict(zip(terms_of(measured[0][0]), values, strict=True))
@@ -216,7 +216,7 @@ def estimate_table(cases: list[MemoryCase], bytes_: list[int]) -> str:
 
 
 def _error(case: MemoryCase, size: int) -> float:
-    """Of the estimate, in percent of what was measured."""
+    """The error of the estimate, in percent of what was measured."""
     return 100 * (estimated(case) / size - 1)
 
 

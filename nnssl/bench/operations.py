@@ -35,9 +35,10 @@ from nnssl.bench.lent import META, Kernel, lent
 from nnssl.bench.methods import add_methods, parse_variant
 from nnssl.bench.steps import sample
 from nnssl.encoder.attention import fused
+from nnssl.encoder.config import PATCH, SwinConfig
 from nnssl.encoder.partition import Mask, WindowPartition
 from nnssl.encoder.presets import PRESETS, preset
-from nnssl.encoder.swin import PATCH, Swin, SwinConfig
+from nnssl.encoder.swin import Swin
 from nnssl.encoder.windows import stage_windows
 from nnssl.train.run import Run, RunConfig
 from nnssl.types import Shape
@@ -120,7 +121,7 @@ class Count(TorchDispatchMode):
 
 
 def _flops_of_product(qkv: Tensor) -> int:
-    """Of n x n by d, or of n x d by n, in all windows and heads of [W n 3 heads d]."""
+    """FLOPs of n x n by d, or n x d by n, in all windows and heads of [W n 3 heads d]."""
     windows, n, _, heads, d = qkv.shape
     return 2 * windows * heads * n * n * d
 

@@ -18,7 +18,7 @@ from statistics import median
 from typing import NamedTuple
 
 from nnssl.data.plan import Case, Plan
-from nnssl.data.prepare import prepare
+from nnssl.data.prepare import PrepareRequest, prepare
 from nnssl.data.preprocess import preprocess_case
 from nnssl.data.workers import Failed, parallel_map
 from nnssl.phantoms import write_folder
@@ -41,7 +41,7 @@ def timed(case: Case, plan: Plan, folder: Path) -> tuple[int, float]:
 
 
 def costs(plan: Plan, num_processes: int) -> Costs:
-    """Of all cases, with so many workers."""
+    """What preprocessing all cases costs with so many workers."""
     busy: defaultdict[int, float] = defaultdict(float)
     with tempfile.TemporaryDirectory() as folder:
         preprocess = partial(timed, plan=plan, folder=Path(folder))
@@ -81,16 +81,18 @@ def parse_worker_options(argv: list[str] | None) -> argparse.Namespace:
 
 
 def measured(args: argparse.Namespace, folder: Path) -> list[tuple[Costs, Costs]]:
-    """Of every round: with one worker, and with many."""
+    """The costs of every round: with one worker, and with many."""
     raw, spacing = folder / "raw", tuple(args.spacing)
     write_folder(raw, range(args.scans), tuple(args.shape))
     plan = prepare(
-        "bench",
-        folder / "out",
-        [raw],
-        spacing=spacing,
-        crop=(64, 64, 64),
-        num_processes=args.workers,
+        PrepareRequest(
+            "bench",
+            folder / "out",
+            [raw],
+            spacing=spacing,
+            crop=(64, 64, 64),
+            num_processes=args.workers,
+        )
     )
     return [(costs(plan, 1), costs(plan, args.workers)) for _ in range(args.rounds)]
 

@@ -217,7 +217,7 @@ class Cases:
     folder: Path
 
     def probe(self, plan: dict, crop: tuple[int, ...]) -> Probe:
-        """Of the cases as a pretraining with this plan stores them."""
+        """The probe, on the cases as a pretraining with this plan stores them."""
         grid = fingerprint([plan["spacing"], plan.get("hu")])
         kept = self.folder / f"{self.dataset}_{self.count}_{grid}"
         cases = find_labelled(raw_dataset(self.dataset), self.count)

@@ -38,7 +38,7 @@ def grandchildren(run: int) -> list[int]:
 
 
 def state(run: int) -> str:
-    """Of a process in /proc: Z for one that has ended and was not waited for."""
+    """The state of a process in /proc: Z for one that has ended and was not waited for."""
     try:
         return Path(f"/proc/{run}/stat").read_text().rpartition(")")[2].split()[0]
     except OSError:

@@ -31,14 +31,14 @@ from nnssl.bench.command_line import parser_of
 from nnssl.data.crops import Crops, Stored
 from nnssl.data.packing import pack
 from nnssl.data.plan import Case, Plan, make_plan, resampled_shape
-from nnssl.data.prepare import prepare
+from nnssl.data.prepare import PrepareRequest, prepare
 from nnssl.data.preprocess import BLOCK
 from nnssl.data.scans import Found, find_scans
 from nnssl.data.survey import HISTOGRAM, SURVEY_VERSION, survey
 from nnssl.data.survey_lines import body_histograms, line_file, pack_histogram
 from nnssl.data.survey_report import ScanReport
 from nnssl.shapes import ceil_div
-from nnssl.train import batches, before, cache
+from nnssl.train import batches, cache, earlier_run
 from nnssl.train.places import results_folder
 from nnssl.train.pretrain import Options, build_run
 from nnssl.train.run import Run
@@ -91,7 +91,7 @@ def make_raw(collection: SyntheticCollection) -> None:
 
 
 def _histogram() -> str:
-    """Of a body, as the survey keeps it."""
+    """The histogram of a body, as the survey keeps it."""
     low, high = HISTOGRAM
     counts = np.random.default_rng(0).integers(0, 40_000, high - low + 1)
     counts[HU_VALUES:] = 0
@@ -150,10 +150,11 @@ def stages(collection: SyntheticCollection) -> Iterator[tuple[str, Callable[[], 
     yield "survey, all answers known, with report", work.survey
     yield "plan", work.decide
     make_notes(collection, work.plan)
-    start = partial(prepare, NAME, collection.folder, num_processes=0)
-    yield "first start, with -i", partial(start, [collection.raw])
-    yield "later start, with -i", partial(start, [collection.raw])
-    yield "later start, --name alone", start
+    bare = PrepareRequest(NAME, collection.folder, num_processes=0)
+    with_sources = replace(bare, sources=[collection.raw])
+    yield "first start, with -i", partial(prepare, with_sources)
+    yield "later start, with -i", partial(prepare, with_sources)
+    yield "later start, --name alone", partial(prepare, bare)
     yield "size of it all, for --cache", work.least_bytes
     yield "build the run", partial(work.build, resume=False)
     yield "save", work.save
@@ -196,7 +197,7 @@ class ScaleWork:
     def build(self, resume: bool) -> None:
         chosen, folder = replace(self.options, resume=resume), self.collection.folder
         results = results_folder(chosen, self.plan)
-        earlier = before.of(results, resume, folder, self.plan, _silent)
+        earlier = earlier_run.read_earlier_run(results, resume, folder, self.plan, _silent)
         device = torch.device("cpu")
         self.run = build_run(chosen, self.plan, folder, device, earlier, (), _silent)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from nnssl.encoder.swin import SwinConfig
+from nnssl.encoder.config import SwinConfig
 from nnssl.types import Shape
 
 

@@ -173,7 +173,7 @@ def _kill_all(run: int) -> None:
 
 
 def _log_row(line: str) -> dict | None:
-    """Of a log; None of a line that was truncated."""
+    """The row that a line of a log holds; None where the line was truncated."""
     try:
         return json.loads(line)
     except json.JSONDecodeError:
@@ -277,7 +277,7 @@ def require_equal(ours: object, theirs: object, where: str = "") -> None:
 
 
 def _paired_parts(ours: object, theirs: object) -> Iterator[tuple[str, object, object]]:
-    """Of two dictionaries or two lists: the name of each part, and what both have there."""
+    """The name of each part of two dictionaries or lists, and what both have there."""
     if isinstance(ours, dict) and isinstance(theirs, dict) and ours.keys() == theirs.keys():
         yield from ((f".{name}", ours[name], theirs[name]) for name in ours)
     if isinstance(ours, (list, tuple)) and isinstance(theirs, (list, tuple)):

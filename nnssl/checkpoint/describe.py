@@ -148,7 +148,7 @@ def _without_probe(metrics: Mapping) -> dict:
 
 
 def _foreign(origin: Mapping) -> dict[str, str]:
-    """Of weights that `nnssl_convert` took from a third-party file."""
+    """The lines of weights that `nnssl_convert` took from a third-party file."""
     file, sha256, title, licence = known(origin, "file", "sha256", "title", "licence")
     loaded, total = known(origin, "loaded", "total")
     return {

@@ -15,7 +15,8 @@ from nnssl import address, files, weights
 from nnssl.checkpoint.header import DECODER, FORMAT_VERSION, PREFIX, problem, without_heads
 from nnssl.checkpoint.plain import CheckpointError, read_plain
 from nnssl.checkpoint.safe import SAFE, is_safe, read_safe, write_safe
-from nnssl.encoder.swin import Swin, SwinConfig
+from nnssl.encoder.config import SwinConfig
+from nnssl.encoder.swin import Swin
 from nnssl.hu import HUPolicy
 from nnssl.types import NETWORK_CLASS, Shape, Spacing
 

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from nnssl.checkpoint.plain import printable, why_no_weights
-from nnssl.encoder.swin import Swin, SwinConfig
+from nnssl.encoder.config import SwinConfig
+from nnssl.encoder.swin import Swin
 from nnssl.hu import HUPolicy
 
 FORMAT_VERSION = 1
@@ -193,7 +194,7 @@ def _are_fields(encoder: object) -> TypeGuard[dict[str, object]]:
 
 
 def _check_encoder(encoder: object) -> None:
-    """Of the types that `SwinConfig` has; the rest it checks by itself."""
+    """Raise where a value has not the type that `SwinConfig` has; the rest it checks itself."""
     if not _are_fields(encoder):
         raise _unlike("encoder must be a mapping of fields", encoder)
     for field in fields(SwinConfig):
@@ -251,7 +252,7 @@ def _encoder_shapes(weights: Mapping[str, Tensor]) -> set[tuple[str, tuple[int, 
 
 
 def _telling_shapes(config: SwinConfig) -> dict[str, tuple[int, ...]]:
-    """Of the tensors that tell width, window and hidden width."""
+    """The shapes of the tensors that tell width, window and hidden width."""
     table = (2 * config.window - 1) ** config.spatial_dims
     hidden = int(config.embed_dim * config.mlp_ratio)
     return {

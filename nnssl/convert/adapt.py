@@ -82,7 +82,7 @@ def _is_merge(name: str) -> bool:
 
 
 def _pick_corners(tensor: Tensor, chosen: list[int], corners: int) -> Tensor:
-    """Of a last axis [corners * channels] the `chosen` corners, in their order."""
+    """The `chosen` corners, in their order, of a last axis [corners * channels]."""
     return tensor.unflatten(-1, (corners, -1))[..., chosen, :].flatten(-2)
 
 
@@ -182,7 +182,7 @@ def facts(weights: Weights) -> dict:
 
 
 def _attention_facts(weights: Weights) -> dict:
-    """Of the stages' first blocks."""
+    """What the attention of the stages' first blocks says of the config."""
     tables = [weights[f"{first}attn.{TABLE}"] for first in FIRST_BLOCKS]
     hidden, width = weights[f"{FIRST_BLOCKS[0]}mlp.linear1.weight"].shape
     return {

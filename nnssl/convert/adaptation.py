@@ -8,7 +8,7 @@ from nnssl.convert import adapt
 from nnssl.convert.layouts import STEM
 from nnssl.convert.request import ConvertRequest
 from nnssl.convert.sources import Source
-from nnssl.encoder.swin import SwinConfig
+from nnssl.encoder.config import SwinConfig
 from nnssl.encoder.windows import corners
 
 

@@ -34,7 +34,8 @@ from nnssl.convert.opening import (
 )
 from nnssl.convert.request import ConvertRequest
 from nnssl.convert.sources import Source
-from nnssl.encoder.swin import Swin, SwinConfig
+from nnssl.encoder.config import SwinConfig
+from nnssl.encoder.swin import Swin
 from nnssl.hu import HUPolicy
 
 MERGE = (
@@ -250,7 +251,7 @@ def _hu(request: ConvertRequest, source: Source) -> HUPolicy | None:
 
 
 def _named_hu(hu: tuple[float, ...], source: Source) -> HUPolicy:
-    """Of --hu."""
+    """The policy that --hu names."""
     if len(hu) == 4:
         return HUPolicy(*hu)
     if len(hu) == 2:

@@ -60,11 +60,6 @@ def is_ours(content: object) -> bool:
     return isinstance(content, dict) and content.keys() >= KEYS
 
 
-def tensors_of(path: Path) -> FileTensors:
-    """The tensors of a file. Raises as `opened` and `tensors_in`."""
-    return tensors_in(opened(path), path)
-
-
 def tensors_in(content: object, path: Path) -> FileTensors:
     """The tensors of what `path` holds, from the dictionary in it that has an encoder.
 

@@ -20,7 +20,7 @@ CACHED = 1 << 18
 
 
 class MaskLike(Protocol):
-    """Of `nnssl.encoder.partition`: window w adds patterns[which[w]], [P n n], to its scores."""
+    """`nnssl.encoder.partition.Mask`: window w adds patterns[which[w]], [P n n], to its scores."""
 
     @property
     def patterns(self) -> Tensor: ...

@@ -44,7 +44,7 @@ class Affine:
 
 
 def _positions(shape: Shape, spacing: Spacing) -> np.ndarray:
-    """Of each voxel of a scan [Z Y X], in mm from the first: [Z Y X 3], (x, y, z)."""
+    """Where each voxel of a scan [Z Y X] lies, in mm from the first: [Z Y X 3], (x, y, z)."""
     axes = [np.arange(size) * mm for size, mm in zip(shape, spacing, strict=True)]
     z, y, x = np.meshgrid(*axes, indexing="ij")
     return np.stack([x, y, z], axis=-1)

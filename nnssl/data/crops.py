@@ -162,7 +162,7 @@ class Crops(torch.utils.data.Dataset):
 
     @property
     def endings(self) -> tuple[str, ...]:
-        """Of the files that are read of each case."""
+        """The endings of the files that are read of each case."""
         return (VOXELS, PARCELS) if self.parcels else (VOXELS,)
 
     def cut(self, batch: dict) -> dict:

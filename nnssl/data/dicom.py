@@ -7,13 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
-from nnssl.data.blockwise import blocks
 from nnssl.data.dicom_slices import read_slices
 from nnssl.data.dicom_stacks import Series, judge, signature_of
 from nnssl.data.orientation import Scan, unify
 from nnssl.data.refusals import PassingError, UnusableScanError, itk_error, passing_errors
 from nnssl.data.stacks import normal_of, straighten
-from nnssl.files import fingerprint, read_json, write_json
+from nnssl.files import blocks, fingerprint, read_json, write_json
 
 DICOM_ENDINGS = (".dcm", ".dicom", ".ima")
 AIR = -1024.0  # HU of what a tilted gantry did not scan

@@ -68,7 +68,7 @@ class Image(Elements):
     components: int = 1
 
     def bytes(self, bits: int) -> int:
-        """Of all voxels, of `bits` each, not compressed."""
+        """The bytes of all voxels, of `bits` each, not compressed."""
         return (math.prod(self.size) * self.components * bits + 7) // 8
 
 

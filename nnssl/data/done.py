@@ -10,7 +10,7 @@ from pathlib import Path
 
 from nnssl.data.packing import unpack
 from nnssl.files import inside, read_json, write_json
-from nnssl.host_memory import uncollected
+from nnssl.host_memory import garbage_collection_paused
 from nnssl.shapes import ceil_div
 
 # the sizes of each case's voxels and note, of all that were stored when a run began
@@ -26,7 +26,7 @@ class Done:
     `is_done`.
     """
 
-    @uncollected()
+    @garbage_collection_paused()
     def __init__(self, folder: Path, fingerprint: str) -> None:
         self.folder, self.fingerprint = folder, fingerprint
         self._known = self._read()

@@ -36,7 +36,7 @@ class StoredVoxels:
 
     @property
     def bytes(self) -> int:
-        """Of all voxels, decoded."""
+        """The bytes of all voxels, decoded."""
         return self.count * self.size
 
 

@@ -55,7 +55,7 @@ class HeldVolumes:
 
 
 def layout(folder: Path, cases: Sequence[str], endings: Sequence[str]) -> HeldVolumes:
-    """Of the files <case><ending> of each case; opens each of them, and reads no voxel."""
+    """The files <case><ending> of each case: each is opened, and no voxel is read."""
     names = [f"{case}{ending}" for case in cases for ending in endings]
     with ThreadPoolExecutor(limits.cores()) as pool:
         notes = list(pool.map(lambda case: read_json(inside(folder, f"{case}.json")), cases))
@@ -82,8 +82,8 @@ def _kind(path: Path) -> tuple[Shape, torch.dtype]:
 
 
 class Held:
-    """The volumes of `layout`, read whole, on `device`. A `Source` of crops, whose boxes are
-    those of the files bit for bit.
+    """The volumes of `layout`, read whole, on `device`: a `CropSource`. Crops are cut from them as
+    from the files, bit for bit.
 
     late: crops are not cut by the processes that read, but where the block is: `Crops.cut`.
     """

@@ -40,7 +40,7 @@ def hu_policy(
 
 
 def _mean_and_std(values: np.ndarray, fractions: np.ndarray) -> tuple[float, float]:
-    """Of values that are each of a fraction of the voxels."""
+    """The mean and std of values that each occur in a fraction of the voxels."""
     mean = float((fractions * values).sum())
     return mean, float(np.sqrt((fractions * (values - mean) ** 2).sum()))
 

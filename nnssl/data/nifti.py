@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, BinaryIO, Literal, cast
 
 import numpy as np
 
-from nnssl.data.blockwise import BLOCK, blocks
 from nnssl.data.data_files import unreadable
 from nnssl.data.refusals import UnusableScanError, passing_errors, summarise_error
+from nnssl.files import BLOCK, blocks
 from nnssl.types import Spacing
 
 if TYPE_CHECKING:
@@ -192,7 +192,7 @@ def _voxel_blocks(path: Path, offset: int) -> Iterator[bytes]:
 
 
 def _count_bytes(path: Path, header: Header) -> int:
-    """Of voxels that are there. UnusableScanError where one is NaN or infinite."""
+    """The bytes of voxels in the file. UnusableScanError where one is NaN or infinite."""
     count = 0
     for block in _voxel_blocks(path, header.offset):
         _check_finite(block, header.dtype)

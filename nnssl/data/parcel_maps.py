@@ -28,14 +28,14 @@ from nnssl.data.parcel_failures import (
     require_not_failed,
     require_writable,
 )
-from nnssl.data.plan import Plan
+from nnssl.data.plan import Plan, is_body
 from nnssl.data.preprocess import store
 from nnssl.data.refusals import PassingError
 from nnssl.data.tissue import cluster, nearest_centre, tissue_and_position
 from nnssl.data.workers import Failed, parallel_map
 from nnssl.files import fingerprint, inside, names_in, read_json, write_json
 from nnssl.hu import HUPolicy
-from nnssl.types import BODY_HU, PrintFn, Spacing
+from nnssl.types import PrintFn, Spacing
 
 FORMAT = 1
 NOTE = "parcels.json"
@@ -57,7 +57,7 @@ class _Work:
         return atlas.hounsfield(atlas.load_volume(inside(self.folder, f"{case}.b2nd")), self.hu)
 
     def body(self, voxels: np.ndarray) -> np.ndarray:
-        return voxels > (BODY_HU if self.hu is not None else 0.0)
+        return is_body(voxels, self.hu is not None)
 
 
 def make(

@@ -12,9 +12,9 @@ import numpy as np
 
 from nnssl.data.hu_map import hu_policy
 from nnssl.files import fingerprint, read_json, write_json
-from nnssl.host_memory import uncollected
+from nnssl.host_memory import garbage_collection_paused
 from nnssl.hu import HUPolicy
-from nnssl.types import Shape, Spacing
+from nnssl.types import BODY_HU, Shape, Spacing
 
 FORMAT_VERSION = 1
 PLAN = "plan.json"  # its file, in the folder of a collection
@@ -68,6 +68,11 @@ class Plan:
         """A whole scan [Z Y X], normalised as nnU-Net does before resampling, float32."""
         return _by_own_values(voxels) if self.hu is None else self.hu.standardise(voxels)
 
+    def body(self, voxels: np.ndarray, standardised: np.ndarray) -> np.ndarray:
+        """bool [Z Y X]: where a whole scan, which `standardise` has normalised, shows tissue."""
+        in_hu = self.hu is not None
+        return is_body(voxels if in_hu else standardised, in_hu)
+
     def bend(self, resampled: np.ndarray) -> np.ndarray:
         """What `standardise` gave, resampled since, to network input.
 
@@ -113,7 +118,7 @@ class Plan:
         write_json(path, {**content, "fingerprint": self.fingerprint})
 
     @classmethod
-    @uncollected()
+    @garbage_collection_paused()
     def load(cls, path: Path | str) -> Plan:
         """Raises ValueError for a file of another version, or one that was edited."""
         try:
@@ -150,6 +155,13 @@ class Plan:
         )
 
 
+def is_body(values: np.ndarray, in_hu: bool) -> np.ndarray:
+    """Which voxels are no air, by their HU. By values without HU, which their own mean and std
+    have normalised: those above the mean.
+    """
+    return values > (BODY_HU if in_hu else 0.0)
+
+
 def _check_version(path: Path | str, version: object) -> None:
     if version != FORMAT_VERSION:
         raise ValueError(
@@ -158,7 +170,7 @@ def _check_version(path: Path | str, version: object) -> None:
         )
 
 
-@uncollected()
+@garbage_collection_paused()
 def make_plan(
     name: str,
     scans: Sequence,
@@ -205,7 +217,7 @@ def _by_own_values(voxels: np.ndarray) -> np.ndarray:
 
 
 def case_of(scan: _Scan) -> Case:
-    """Of a line of the survey."""
+    """The case that a line of the survey describes."""
     name = case_id(scan.path, scan.series)
     return Case(name, scan.path, scan.series, tuple(scan.shape), tuple(scan.spacing))
 

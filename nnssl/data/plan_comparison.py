@@ -33,7 +33,7 @@ class PlanComparison:
         moved: Mapping[str, str],
         stored: Mapping[str, list] | None = None,
     ) -> PlanComparison:
-        """Of the survey's `lines` those that are kept; `moved`: where a source of the plan is
+        """With those of the survey's `lines` that are kept; `moved`: where a source of the plan is
         now.
         """
         before = {(moved.get(case.source, case.source), case.series): case for case in plan.cases}

@@ -28,7 +28,7 @@ class Body:
 
     @classmethod
     def from_note(cls, properties: dict) -> Body:
-        """Of what lies beside the scan's voxels (`nnssl.data.preprocess`)."""
+        """From the note that was stored with the voxels (`nnssl.data.preprocess`)."""
         size, block = properties["shape"], properties["body_block"]
         fraction = np.frombuffer(unpack(properties["body"]), np.uint8).astype(np.float32)
         return cls(fraction.reshape(ceil_div(size, [block] * len(size))), np.array(size), block)

@@ -20,32 +20,65 @@ from nnssl.data.survey_lines import body_histograms, is_same_scan
 from nnssl.data.survey_report import ScanReport
 from nnssl.data.unchanged import Unchanged, digest_of
 from nnssl.files import sweep
-from nnssl.host_memory import uncollected
+from nnssl.host_memory import garbage_collection_paused
 from nnssl.types import PrintFn, Shape, Spacing
 
 STALE = 3600  # seconds after which a temporary file belongs to no living process
 
 
-def prepare(
-    name: str,
-    folder: Path | str,
-    sources: Sequence[Path | str] = (),
-    nnunet_datasets: Sequence[Path | str] = (),
-    spacing: Spacing | None = None,
-    crop: Shape | None = None,
-    num_processes: int = 2,
-    part_id: int = 0,
-    num_parts: int = 1,
-    clip: tuple[float, float] | None = None,
-    in_hu: bool = True,
-    update: bool = False,
-    pattern: Sequence[str] = (),
-    print_fn: PrintFn = print,
-    channels: Sequence[int] | None = (0,),
-    check: bool = False,
-) -> Plan:
-    """Survey `sources` (folders) and `nnunet_datasets` (raw dataset folders), plan, and preprocess
-    into `folder`; of the datasets `channels` (None: all), each a scan by itself.
+@dataclass(frozen=True)
+class PrepareRequest:
+    """The scans of a collection called `name`, and how they are prepared in `folder`.
+
+    sources:         folders that are searched.
+    nnunet_datasets: raw dataset folders.
+    spacing, crop, clip: in place of what would be derived from the scans (`make_plan`).
+    in_hu:           False for scans that are not CT; their values are not checked, and each is
+                     normalised by its own mean and std.
+    update:          add new scans to the plan that is there.
+    pattern:         which files of `sources` are scans (`patterns`); the plan keeps it, and another
+                     one is taken with `update` alone.
+    channels:        of the datasets, each a scan by itself; None: all.
+    check:           read all that is stored, and store again what is damaged.
+    """
+
+    name: str
+    folder: Path
+    sources: Sequence[Path | str] = ()
+    nnunet_datasets: Sequence[Path | str] = ()
+    spacing: Spacing | None = None
+    crop: Shape | None = None
+    clip: tuple[float, float] | None = None
+    num_processes: int = 2
+    part_id: int = 0
+    num_parts: int = 1
+    in_hu: bool = True
+    update: bool = False
+    pattern: Sequence[str] = ()
+    channels: Sequence[int] | None = (0,)
+    check: bool = False
+    print_fn: PrintFn = print
+
+    @property
+    def overrides(self) -> Overrides:
+        return self.spacing, self.crop, self.clip
+
+    @property
+    def workers(self) -> tuple[int, int, int]:
+        """Number of processes, part of the scans, number of parts."""
+        return self.num_processes, self.part_id, self.num_parts
+
+    @property
+    def plan_file(self) -> Path:
+        return self.folder / PLAN
+
+    @property
+    def searched(self) -> tuple[Path | str, ...]:
+        return (*self.sources, *self.nnunet_datasets)
+
+
+def prepare(request: PrepareRequest) -> Plan:
+    """Survey the scans of `request`, plan, and preprocess them into its folder.
 
     Whatever an earlier run finished is not repeated. A `plan.json` that is there already is kept:
     scans that were added, removed or changed since are reported through `print_fn`. With `update`
@@ -54,70 +87,26 @@ def prepare(
     or by their path below `sources` where these lie elsewhere now. Without any source the plan
     that is there is completed.
 
-    pattern: which files of `sources` are scans (`patterns`); the plan keeps it, and another one is
-    taken with `update` alone. in_hu: False for scans that are not CT; their values are not checked,
-    and each is normalised by its own mean and std. check: read all that is stored, and store again
-    what is damaged.
-
     Raises ValueError where options differ from the plan, where no scan is of the plan, and where
     there is no usable scan.
     """
-    request = _Request(
-        name,
-        Path(folder),
-        tuple(sources),
-        tuple(nnunet_datasets),
-        (spacing, crop, clip),
-        (num_processes, part_id, num_parts),
-        in_hu,
-        update,
-        tuple(pattern),
-        channels,
-        print_fn,
-        check,
-    )
-    request.folder.mkdir(parents=True, exist_ok=True)
-    if request.plan_file.exists() and not os.access(folder, os.W_OK) and not update:
-        return _read_only(request, check)
+    folder = request.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    if request.plan_file.exists() and not os.access(folder, os.W_OK) and not request.update:
+        return _read_only(request)
     sweep(folder, older=STALE)
     plan, moved = _plan_and_moved_scans(request)
-    if check:
+    if request.check:
         _forget_damaged(plan, request)
-    failed = preprocess(plan, folder, num_processes, part_id, num_parts, moved)
+    failed = preprocess(plan, folder, *request.workers, moved)
     _say_failed(failed, plan)
     return plan
 
 
-@dataclass(frozen=True)
-class _Request:
-    """What `prepare` was called with."""
-
-    name: str
-    folder: Path
-    sources: tuple[Path | str, ...]
-    datasets: tuple[Path | str, ...]
-    overrides: Overrides
-    workers: tuple[int, int, int]  # number of processes, part of the scans, number of parts
-    in_hu: bool
-    update: bool
-    pattern: tuple[str, ...]
-    channels: Sequence[int] | None
-    print_fn: PrintFn
-    check: bool
-
-    @property
-    def plan_file(self) -> Path:
-        return self.folder / PLAN
-
-    @property
-    def searched(self) -> tuple[Path | str, ...]:
-        return (*self.sources, *self.datasets)
-
-
-def _read_only(request: _Request, check: bool) -> Plan:
+def _read_only(request: PrepareRequest) -> Plan:
     """The plan of a folder that may only be read."""
     folder = request.folder
-    if check:
+    if request.check:
         raise ValueError(
             f"--check rewrites damaged scans, but {folder} is read-only: leave --check out"
         )
@@ -127,7 +116,7 @@ def _read_only(request: _Request, check: bool) -> Plan:
     return plan
 
 
-def _forget_damaged(plan: Plan, request: _Request) -> None:
+def _forget_damaged(plan: Plan, request: PrepareRequest) -> None:
     damaged = forget_damaged(plan, request.folder, *request.workers)
     names = ", ".join(damaged[:5])
     stored = (
@@ -148,7 +137,7 @@ def _say_failed(failed: dict[str, str], plan: Plan) -> None:
     warnings.warn(f"{message}. They are left out; the next run will try them again", stacklevel=3)
 
 
-def _plan_and_moved_scans(request: _Request) -> tuple[Plan, dict[str, str]]:
+def _plan_and_moved_scans(request: PrepareRequest) -> tuple[Plan, dict[str, str]]:
     """The plan, and the new locations of its scans that have moved."""
     if request.searched:
         return _plan_from_survey(request)
@@ -159,7 +148,7 @@ def _plan_and_moved_scans(request: _Request) -> tuple[Plan, dict[str, str]]:
     return _existing_plan(request.folder), {}
 
 
-def _plan_from_survey(request: _Request) -> tuple[Plan, dict[str, str]]:
+def _plan_from_survey(request: PrepareRequest) -> tuple[Plan, dict[str, str]]:
     """The plan of the current scans, saved; and the new locations of those that have moved."""
     pattern = patterns.checked_globs(request.pattern)
     unchanged = Unchanged(request.folder, request.searched)
@@ -167,7 +156,7 @@ def _plan_from_survey(request: _Request) -> tuple[Plan, dict[str, str]]:
     if old is not None:
         _check_options(old, request, () if request.update else pattern)
         pattern = pattern or old.pattern
-    scans = find_scans(request.sources, request.datasets, request.channels, pattern)
+    scans = find_scans(request.sources, request.nnunet_datasets, request.channels, pattern)
     digest = digest_of(scans)
     if old is not None and not request.update and (said := unchanged.said(digest)) is not None:
         for text in said:
@@ -191,7 +180,7 @@ def _plan_of(
     old: Plan | None,
     moved: dict[str, str],
     pattern: tuple[str, ...],
-    request: _Request,
+    request: PrepareRequest,
 ) -> Plan:
     """A new plan of the survey's `lines`, or the old one compared with them."""
     kept = [line for line in lines if line.kept]
@@ -209,12 +198,12 @@ def _also(said: list[str], print_fn: PrintFn) -> PrintFn:
     return say
 
 
-def _new_plan(kept: Sequence[ScanReport], request: _Request) -> Plan:
+def _new_plan(kept: Sequence[ScanReport], request: PrepareRequest) -> Plan:
     histograms = body_histograms(kept, request.folder) if request.in_hu else None
     return make_plan(request.name, kept, histograms, *request.overrides)
 
 
-def _adopted(old: Plan, scans: Sequence[Found], request: _Request) -> dict[str, str]:
+def _adopted(old: Plan, scans: Sequence[Found], request: PrepareRequest) -> dict[str, str]:
     """{source in the plan: path now} of the scans that have moved, and are the same."""
     return {
         case.source: now.path
@@ -223,7 +212,7 @@ def _adopted(old: Plan, scans: Sequence[Found], request: _Request) -> dict[str, 
     }
 
 
-def _surveyed(scans: Sequence[Found], request: _Request, is_new: bool) -> list[ScanReport]:
+def _surveyed(scans: Sequence[Found], request: PrepareRequest, is_new: bool) -> list[ScanReport]:
     """The survey's lines. Raises ValueError if no scan is kept."""
     lines = survey(scans, request.folder, *request.workers, request.in_hu, histograms=is_new)
     if not any(line.kept for line in lines):
@@ -234,9 +223,9 @@ def _surveyed(scans: Sequence[Found], request: _Request, is_new: bool) -> list[S
     return lines
 
 
-@uncollected()
+@garbage_collection_paused()
 def _kept_plan(
-    old: Plan, kept: Sequence[ScanReport], moved: dict[str, str], request: _Request
+    old: Plan, kept: Sequence[ScanReport], moved: dict[str, str], request: PrepareRequest
 ) -> Plan:
     """The existing plan, with the new scans if `update` is set; prints the differences.
 
@@ -251,7 +240,7 @@ def _kept_plan(
     return _updated(old, compared, request) if request.update else old
 
 
-def _check_any_known(compared: PlanComparison, request: _Request) -> None:
+def _check_any_known(compared: PlanComparison, request: PrepareRequest) -> None:
     if not compared.both and not request.update:
         raise ValueError(
             f"{request.plan_file} was made for other scans: none of its {len(compared.before)} is "
@@ -260,7 +249,7 @@ def _check_any_known(compared: PlanComparison, request: _Request) -> None:
         )
 
 
-def _updated(old: Plan, compared: PlanComparison, request: _Request) -> Plan:
+def _updated(old: Plan, compared: PlanComparison, request: PrepareRequest) -> Plan:
     """The plan with the new scans. With `check` what is stored of rewritten ones is removed: not
     without, since a copy has another time of change too, and others may train on it.
     """
@@ -274,7 +263,7 @@ def _updated(old: Plan, compared: PlanComparison, request: _Request) -> Plan:
     return old.with_added([case_of(line) for line in new]) if new else old
 
 
-def _say_differences(compared: PlanComparison, request: _Request) -> None:
+def _say_differences(compared: PlanComparison, request: PrepareRequest) -> None:
     """Print the differences between the plan and the current scans, if any."""
     if not (differences := compared.describe()):
         return
@@ -285,7 +274,7 @@ def _say_differences(compared: PlanComparison, request: _Request) -> None:
     )
 
 
-def _check_options(old: Plan, request: _Request, pattern: tuple[str, ...]) -> None:
+def _check_options(old: Plan, request: PrepareRequest, pattern: tuple[str, ...]) -> None:
     """Raise ValueError where an option differs from what the plan has."""
     if differences := [
         *other_values(old, request.overrides),

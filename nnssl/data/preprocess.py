@@ -21,7 +21,7 @@ from nnssl.data.plan import Case, Plan, resampled_shape
 from nnssl.data.scans import Found, read_scan
 from nnssl.data.workers import Failed, parallel_map
 from nnssl.files import atomic, crc32, inside, read_json, write_json
-from nnssl.types import BODY_HU, Shape, Spacing
+from nnssl.types import Shape, Spacing
 
 BLOCK = 16  # voxels: edge of the blocks whose fraction of body voxels is stored
 LARGEST = float(np.finfo(np.float16).max)
@@ -118,8 +118,7 @@ def preprocess_case(case: Case, plan: Plan, fingerprint: str, folder: Path) -> N
     voxels, spacing = _read_unchanged(case, folder)
     shape = resampled_shape(voxels.shape, spacing, plan.spacing)
     standardised = plan.standardise(voxels)
-    # Without HU: what is brighter than the scan's mean.
-    body = body_blocks(voxels > BODY_HU if plan.hu is not None else standardised > 0, shape)
+    body = body_blocks(plan.body(voxels, standardised), shape)
     del voxels  # the scan itself is not kept while nnU-Net resamples
     path = inside(folder, f"{case.id}.b2nd")
     store(network_input(standardised, spacing, plan), path, plan.crop)
@@ -136,12 +135,12 @@ def preprocess_case(case: Case, plan: Plan, fingerprint: str, folder: Path) -> N
 
 
 def _state(path: Path) -> dict:
-    """Of a note: the file of voxels as it was written."""
+    """The entries of a note that say how the file of voxels was written."""
     return {"bytes": path.stat().st_size, "crc32": crc32(path)}
 
 
 def _origin(case: Case) -> dict:
-    """Of a note: the scan before preprocessing."""
+    """The entries of a note that describe the scan before preprocessing."""
     return {
         "source": case.source,
         "series": case.series,
@@ -151,7 +150,7 @@ def _origin(case: Case) -> dict:
 
 
 def _packed(body: np.ndarray) -> dict:
-    """Of a note: what `body_blocks` gave."""
+    """The entries of a note that hold what `body_blocks` gave."""
     return {"body_block": BLOCK, "body": pack(body)}
 
 

@@ -119,7 +119,7 @@ def _paths(images: Sequence[str]) -> tuple[Path, ...]:
 
 
 def channel_names(content: dict) -> dict[int, str]:
-    """Of a dataset.json, by number; one without a name where it names none."""
+    """The channels of a dataset.json by number; one without a name where it names none."""
     names = content.get("channel_names") or content.get("modality") or {"0": "CT"}
     return {int(number): str(name) for number, name in names.items()}
 

@@ -30,7 +30,7 @@ from nnssl.data.volumes import (
     is_volume,
     read_volume,
 )
-from nnssl.host_memory import uncollected
+from nnssl.host_memory import garbage_collection_paused
 from nnssl.types import Spacing
 
 LOOKED_FOR = f"{', '.join(VOLUME_ENDINGS)} and DICOM series"
@@ -63,11 +63,11 @@ class Found(NamedTuple):
 
     @property
     def reader(self) -> str:
-        """Of nnU-Net's, where one is to read it; else nothing."""
+        """The name of nnU-Net's reader, where one is to read it; else ""."""
         return self.series.removeprefix(READER) if self.series.startswith(READER) else ""
 
 
-@uncollected()
+@garbage_collection_paused()
 def find_scans(
     folders: Sequence[Path | str],
     nnunet_dataset: Sequence[Path | str] | None = None,

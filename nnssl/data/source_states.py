@@ -11,12 +11,12 @@ from pathlib import Path
 
 from nnssl.data.crops import PARCELS
 from nnssl.files import inside, names_in, read_json, write_json
-from nnssl.host_memory import uncollected
+from nnssl.host_memory import garbage_collection_paused
 
 SOURCES = "sources.json"
 
 
-@uncollected()
+@garbage_collection_paused()
 def states_of_stored(folder: Path) -> dict[str, list]:
     """{case id: state} of the cases in `folder` that are stored. A case of an earlier version has
     none.
@@ -24,7 +24,7 @@ def states_of_stored(folder: Path) -> dict[str, list]:
     return _of_stored(_noted_states(folder), folder)
 
 
-@uncollected()
+@garbage_collection_paused()
 def keep_states(folder: Path, now: Mapping[str, list]) -> None:
     """Note the states `now`, {case id: state}, before their cases are stored from them.
 

@@ -35,7 +35,7 @@ from nnssl.data.survey_report import (
     write_report,
 )
 from nnssl.data.workers import Failed, parallel_map
-from nnssl.host_memory import uncollected
+from nnssl.host_memory import garbage_collection_paused
 from nnssl.types import BODY_HU
 
 HISTOGRAM = (int(BODY_HU), 3000)  # HU of the first and the last bin of the body histogram
@@ -83,13 +83,13 @@ def survey(
     return _with_states(lines, signatures)
 
 
-@uncollected()
+@garbage_collection_paused()
 def _with_states(lines: Sequence[ScanReport], signatures: Mapping[Found, list]) -> list[ScanReport]:
     """Each with the end of its scan's signature: other rules of a survey do not change it."""
     return [replace(line, state=tuple(signatures.get(line.found, ())[-2:])) for line in lines]
 
 
-@uncollected()
+@garbage_collection_paused()
 def _all_lines(known: Mapping[Found, ScanReport], failed: Mapping[Found, str]) -> list[ScanReport]:
     """Those of what is kept and of what is left out, sorted."""
     left_out = [ScanReport(scan.path, scan.series, False, why) for scan, why in failed.items()]
@@ -104,7 +104,7 @@ def is_reported(folder: Path) -> bool:
     return all((folder / name).exists() for name in (JSON_REPORT, CSV_REPORT))
 
 
-@uncollected()
+@garbage_collection_paused()
 def _kept_lines(signatures: dict[Found, list], folder: Path) -> dict[Found, ScanReport]:
     """The lines of the scans that have not changed since."""
     lines = {scan: kept_line(scan, signature, folder) for scan, signature in signatures.items()}
@@ -143,13 +143,13 @@ def _signatures(
     return _with_rules(signatures, rules), failed
 
 
-@uncollected()
+@garbage_collection_paused()
 def _with_rules(signatures: Mapping[Found, list], rules: list) -> dict[Found, list]:
     """Each signature behind the rules, so that a line which was kept by others does not match."""
     return {scan: [*rules, *signature] for scan, signature in signatures.items()}
 
 
-@uncollected()
+@garbage_collection_paused()
 def _file_signatures(scans: Sequence[Found]) -> tuple[dict[Found, list], dict[Found, str]]:
     """The same, of all scans but folders of DICOM."""
     signatures, failed = {}, {}
@@ -182,7 +182,7 @@ def _dicom_signatures(
 
 
 def _series_signatures(scan: Found, folder: Path) -> dict[Found, list]:
-    """Of each series in the folder of a `scan` that stands for all of them."""
+    """The signature of each series in the folder of a `scan` that stands for all of them."""
     found = series_in(scan.path, cache=folder)
     return {Found(scan.path, uid): series.signature(scan.path) for uid, series in found.items()}
 

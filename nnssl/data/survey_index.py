@@ -17,7 +17,7 @@ from nnssl.data.scans import Found
 from nnssl.data.survey_lines import LINES, line_file
 from nnssl.data.survey_report import ScanReport
 from nnssl.files import atomic
-from nnssl.host_memory import uncollected
+from nnssl.host_memory import garbage_collection_paused
 
 INDEX = "surveyed.jsonl"
 
@@ -27,7 +27,7 @@ class Index:
     same.
     """
 
-    @uncollected()
+    @garbage_collection_paused()
     def __init__(self, folder: Path, signatures: Mapping[Found, list]) -> None:
         self.path, self._folder, self._lines = folder / INDEX, folder / LINES, 0
         self.known: dict[Found, ScanReport] = {}

@@ -85,7 +85,7 @@ def pack_histogram(histogram: np.ndarray) -> str:
 
 
 def body_histograms(lines: Sequence[ScanReport], folder: Path | str) -> Iterator[np.ndarray]:
-    """Of each line in turn, read from where it is kept."""
+    """The histogram of each line in turn, read from where it is kept."""
     for line in lines:
         packed = read_json(line_file(line.found, Path(folder)))["line"]["histogram"]
         yield np.frombuffer(unpack(packed), "<i8")

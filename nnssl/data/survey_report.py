@@ -10,7 +10,7 @@ from pathlib import Path
 
 from nnssl.data.scans import Found
 from nnssl.files import atomic, write_json
-from nnssl.host_memory import uncollected
+from nnssl.host_memory import garbage_collection_paused
 from nnssl.types import Shape, Spacing
 
 PERCENTILES = (0.5, 5.0, 50.0, 95.0, 99.5)
@@ -55,7 +55,7 @@ class ScanReport:
         return Found(self.path, self.series)
 
 
-@uncollected()
+@garbage_collection_paused()
 def write_report(lines: Sequence[ScanReport], folder: Path | str, in_hu: bool = True) -> None:
     """`report.json` and `report.csv`: path, kept or left out, why, shape, spacing, percentiles (HU
     for CT) and more.
@@ -86,7 +86,7 @@ def _write_table(path: Path, columns: Sequence[str], rows: Sequence[dict]) -> No
 
 
 def _table_cells(row: dict) -> Iterable:
-    """Of the table: shape and spacing in a cell each, such as 512x512x60."""
+    """The cells of a row: shape and spacing in one each, such as 512x512x60."""
     joined = {key: "x".join(map(str, row[key])) for key in ("shape", "spacing")}
     return (row | joined).values()
 

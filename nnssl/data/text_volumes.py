@@ -12,11 +12,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from nnssl.data.blockwise import BLOCK, blocks
 from nnssl.data.data_files import unreadable
 from nnssl.data.header_text import StoredVoxels
 from nnssl.data.refusals import passing_errors, summarise_error
 from nnssl.data.text_headers import read_text_header
+from nnssl.files import BLOCK, blocks
 
 
 def check_text_volume(path: Path | str) -> None:
@@ -30,7 +30,7 @@ def check_text_volume(path: Path | str) -> None:
 
 
 def _count_bytes(stored: StoredVoxels) -> int:
-    """Of voxels that are there, decompressed."""
+    """The bytes of voxels in the files, decompressed."""
     with passing_errors(), _damage():
         return sum(sum(map(len, _decoded_blocks(file, stored))) for file in stored.files)
 

@@ -11,7 +11,7 @@ POSITION_MM = 40.0  # of a position that weighs as much as one unit of tissue
 
 
 def tissue_and_position(voxels: np.ndarray, affine: Affine, spacing: Spacing) -> np.ndarray:
-    """Of each voxel of a scan in HU [Z Y X] whose map to the template is `affine`: [Z Y X 8]."""
+    """What clusters are made of: [Z Y X 8] of a scan in HU, which `affine` maps to the template."""
     positions = affine.template_positions(voxels.shape, spacing) / POSITION_MM
     return np.concatenate([features(voxels, spacing), positions], axis=-1)
 

@@ -23,8 +23,8 @@ UNCHANGED = "unchanged.json"
 
 
 def digest_of(scans: Iterable[Found]) -> str | None:
-    """Of path, size and time of change of each; None where these say too little (DICOM), or cannot
-    be read.
+    """A hash of path, size and time of change of each; None where these say too little (DICOM), or
+    cannot be read.
     """
     digest = hashlib.sha256()
     try:

@@ -206,7 +206,7 @@ def _nothing() -> None:
 
 def _start_worker() -> None:
     """One thread per worker; it ignores Ctrl-C (the parent ends it), and ends with the parent."""
-    signals.unmoved([signal.SIGINT])
+    signals.disregard([signal.SIGINT])
     threading.Thread(target=_leave_with_parent, daemon=True).start()
 
 

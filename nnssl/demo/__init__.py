@@ -1,3 +1,3 @@
-"""The whole chain on synthetic CT: chain (what is done), run (doing it), result (what came
+"""The whole chain on synthetic CT: chain (what is done), stages (doing it), result (what came
 out).
 """

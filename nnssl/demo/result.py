@@ -42,7 +42,7 @@ def mean_dice(predictions: Path, truths: Path) -> dict[str, float]:
 
 
 def _case_files(folder: Path) -> list[str]:
-    """Of its cases' files, sorted."""
+    """The names of the cases' files in `folder`, sorted."""
     return [path.name for path in sorted(folder.glob("*.nii.gz"))]
 
 

@@ -4,7 +4,6 @@ of each.
 
 from __future__ import annotations
 
-import os
 import shlex
 import shutil
 import subprocess
@@ -12,7 +11,7 @@ import sys
 import time
 from pathlib import Path
 
-from nnssl.commands import Command, CommandError, run_logged, tail
+from nnssl.commands import Command, CommandError, child_environment, run_logged, tail
 from nnssl.demo.chain import ChainStage, Demo
 from nnssl.files import read_json, write_json
 from nnssl.types import PREPROCESSED, RAW, RESULTS
@@ -116,14 +115,8 @@ def _execute_all(commands: list[Command], demo: Demo, log_name: str) -> None:
 
 
 def environment(demo: Demo) -> dict[str, str]:
-    """The caller's, with nnU-Net's variables turned to the demo's folder and no checkpoint of the
-    user's.
-    """
-    kept = {name: value for name, value in os.environ.items() if name != "nnssl_checkpoint"}
-    # Threads that wait in a busy loop take the cores from nnU-Net's other processes, several times
-    # over on two cores.
-    patient = {"OMP_WAIT_POLICY": "PASSIVE"}
-    return {**patient, **kept, "MPLBACKEND": "Agg", **demo.processes, **demo.variables}
+    """`child_environment`, with nnU-Net's variables turned to the demo's folder."""
+    return {**child_environment(), **demo.processes, **demo.variables}
 
 
 def execute(command: Command, log: Path, variables: dict[str, str]) -> None:

@@ -15,7 +15,7 @@ from nnssl.doctor import ways
 from nnssl.doctor.finding import Finding, first_line, note, ok, wrong
 from nnssl.finetune import checkpoint_choice
 from nnssl.finetune.architecture import INFO, are_plans, is_ours
-from nnssl.plans.cautions import cautions
+from nnssl.plans.cautions import DATASET, SPLITS, cautions
 from nnssl.recipe import Recipe
 from nnssl.types import PREPROCESSED
 
@@ -27,7 +27,7 @@ TRAINERS = (
     "SwinLoRATrainer",
 )
 FIND_OURS = f"export {trainer_path.VARIABLE}={shlex.quote(trainer_path.trainers_folder())}"
-NOT_PLANS = ("dataset.json", "dataset_fingerprint.json", "splits_final.json")
+NOT_PLANS = (DATASET, "dataset_fingerprint.json", SPLITS)
 SETUP = "setup.py"
 OTHER_PLANS = "plans that name no checkpoint"
 
@@ -187,7 +187,7 @@ def _default() -> Finding:
 
 
 def _default_checkpoint() -> str:
-    """Of plans that name none. Raises where there is none, or a damaged one."""
+    """The checkpoint of plans that name none. Raises where there is none, or a damaged one."""
     named = os.environ.get(checkpoint_choice.VARIABLE, "")
     if address.is_address(named):
         return f"{named}, fetched where it is used"

@@ -17,7 +17,7 @@ from nnssl.data.refusals import UnusableScanError, check_hu, check_values
 from nnssl.data.scans import Found, check_stored, read_found
 from nnssl.data.volumes import read_volume
 from nnssl.hu import HUPolicy
-from nnssl.types import BODY_HU, Shape, Spacing
+from nnssl.types import Shape, Spacing
 
 SAME_GRID = 0.1  # voxels; headers of the same grid differ by rounding
 ANY_CROP = (96, 96, 96)  # a plan has one; preprocessing does not ask for it
@@ -69,17 +69,17 @@ def _only_series(folder: Path) -> str:
     return series[0]
 
 
-def checked(found: Found, in_hu: bool, cache: Path | None = None) -> Scan:
+def checked(found: Found, in_hu: bool) -> Scan:
     """Read as the survey of a pretraining does. Raises UnusableScanError, which names the scan."""
     try:
-        return _validated_scan(found, in_hu, cache)
+        return _validated_scan(found, in_hu)
     except UnusableScanError as refusal:
         raise UnusableScanError(f"{found.path} {refusal}") from refusal
 
 
-def _validated_scan(found: Found, in_hu: bool, cache: Path | None) -> Scan:
-    check_stored(found, in_hu, cache)
-    scan = read_found(found, cache)
+def _validated_scan(found: Found, in_hu: bool) -> Scan:
+    check_stored(found, in_hu)
+    scan = read_found(found)
     (check_hu if in_hu else check_values)(scan.voxels)
     return scan
 
@@ -89,7 +89,7 @@ def prepare_scan(scan: Scan, plan: Plan, labels: np.ndarray | None = None) -> Pr
     shape = resampled_shape(scan.voxels.shape, scan.spacing, plan.spacing)
     standardised = plan.standardise(scan.voxels)
     image = network_input(standardised, scan.spacing, plan)[0]
-    tissue = scan.voxels > BODY_HU if plan.hu is not None else standardised > 0
+    tissue = plan.body(scan.voxels, standardised)
     return Prepared(
         np.ascontiguousarray(image, np.float32),
         outlined(resampled_nearest(tissue, shape)),
@@ -99,7 +99,7 @@ def prepare_scan(scan: Scan, plan: Plan, labels: np.ndarray | None = None) -> Pr
 
 
 def _affine_on(shape: Shape, scan: Scan) -> np.ndarray | None:
-    """Of a scan on a grid of `shape`; None where the scan's own is unknown."""
+    """The affine of a scan on a grid of `shape`; None where the scan's own is unknown."""
     if scan.affine is None:
         return None
     return resampled_affine(scan.affine, scan.voxels.shape, shape)
@@ -109,7 +109,7 @@ def outlined(tissue: np.ndarray) -> np.ndarray:
     """bool [Z Y X]: tissue and everything it encloses in its slice, so lungs and bowel belong to
     the body.
 
-    Tissue is above BODY_HU; in scans that are not CT, above their mean.
+    Tissue is as `Plan.body` finds it.
     """
     from scipy.ndimage import binary_fill_holes
 

@@ -63,7 +63,7 @@ def _adapt_stem(weights: dict[str, Tensor], before: Shape, after: Shape) -> list
 
 
 def _thinner_axes(before: Shape, after: Shape) -> list[int]:
-    """Of a convolution's weights."""
+    """The axes of a convolution's weights along which `after` is thinner."""
     return [2 + axis for axis, (b, a) in enumerate(zip(before, after, strict=True)) if a < b]
 
 

@@ -16,8 +16,8 @@ from torch.utils.checkpoint import checkpoint
 from nnssl.encoder import stream
 from nnssl.encoder.attention import window_attention
 from nnssl.encoder.config import SwinConfig
-from nnssl.encoder.given import Given
-from nnssl.encoder.partition import WindowPartition
+from nnssl.encoder.partition import Reordered, WindowPartition
+from nnssl.encoder.stage_inputs import StageInputs
 from nnssl.encoder.windows import Reordering, StageWindows, corners, merging_order
 from nnssl.shapes import floor_div
 from nnssl.types import GradContext, Shape
@@ -30,26 +30,12 @@ if TYPE_CHECKING:
 HALF = (torch.bfloat16, torch.float16)
 
 
-class _Reorder(torch.autograd.Function):
-    """x[:, index], whose gradient is a gather by the known inverse rather than a scatter."""
-
-    @staticmethod
-    def forward(ctx: GradContext, x: Tensor, index: Tensor, inverse: Tensor) -> Tensor:
-        ctx.save_for_backward(inverse)
-        return x.index_select(1, index)
-
-    @staticmethod
-    def backward(ctx: GradContext, gradient: Tensor) -> tuple[Tensor, None, None]:
-        (inverse,) = ctx.saved_tensors
-        return gradient.index_select(1, inverse), None, None
-
-
 def _reorder(x: Tensor, way: tuple[Tensor, Tensor | None]) -> Tensor:
     """[B N C] to [B N C] by a reordering of `StageWindows`, or by `merging_order`, which may have
     no inverse.
     """
     index, inverse = way
-    return x.index_select(1, index) if inverse is None else _Reorder.apply(x, index, inverse)
+    return x.index_select(1, index) if inverse is None else Reordered.apply(x, index, inverse, 1)
 
 
 def inverse(way: Reordering) -> Reordering:
@@ -62,7 +48,7 @@ def to_slots(x: Tensor, partition: WindowPartition, pads_are_zero: bool) -> Tens
         return x
     # A padding slot shows the first token, and no gradient leaves it: it is zeroed, or nobody
     # attends to it.
-    x = _Reorder.apply(x, partition.token_of_slot, partition.slot_of_token)
+    x = Reordered.apply(x, partition.token_of_slot, partition.slot_of_token, 1)
     return x * partition.occupied.to(x.dtype) if pads_are_zero else x
 
 
@@ -129,13 +115,13 @@ class Block(nn.Module):
         x: Tensor,
         partition: WindowPartition,
         bias: Tensor,
-        kept: tuple[Tensor, Tensor] | None = None,
+        drop_path_scales: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
         """Tokens [B N C] in the window order of `partition`; bias [heads n n].
 
-        kept: what its two branches count for each of the batch (`given`); None: all of it.
+        drop_path_scales: as in `StageInputs`.
         """
-        first, second = kept or (None, None)
+        first, second = drop_path_scales or (None, None)
         slots = to_slots(self.norm1(x), partition, self.pads_are_zero)
         attended = from_slots(self.attn(slots, partition, bias), partition)
         x = _added(x, attended, first)
@@ -143,23 +129,23 @@ class Block(nn.Module):
 
 
 class _Added(torch.autograd.Function):
-    """x + branch * kept, for `kept` without gradient: a kernel each way."""
+    """x + branch * scale, for `scale` without gradient: a kernel each way."""
 
     @staticmethod
-    def forward(ctx: GradContext, x: Tensor, branch: Tensor, kept: Tensor) -> Tensor:
-        ctx.save_for_backward(kept)
-        return torch.addcmul(x, branch, kept)
+    def forward(ctx: GradContext, x: Tensor, branch: Tensor, scale: Tensor) -> Tensor:
+        ctx.save_for_backward(scale)
+        return torch.addcmul(x, branch, scale)
 
     @staticmethod
     def backward(ctx: GradContext, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
-        (kept,) = ctx.saved_tensors
-        return gradient, gradient * kept, None
+        (scale,) = ctx.saved_tensors
+        return gradient, gradient * scale, None
 
 
-def _added(x: Tensor, branch: Tensor, kept: Tensor | None) -> Tensor:
-    if kept is None:
+def _added(x: Tensor, branch: Tensor, scale: Tensor | None) -> Tensor:
+    if scale is None:
         return x + branch
-    return _Added.apply(x, branch.to(x.dtype), kept.to(x.dtype))
+    return _Added.apply(x, branch.to(x.dtype), scale.to(x.dtype))
 
 
 def _padded_grid(x: Tensor, step: Shape, behind: int) -> Tensor:
@@ -214,22 +200,22 @@ class Stage(nn.Module):
         self.downsample = PatchMerging(dim, step, config)
 
     def forward(
-        self, x: Float[Tensor, "batch *grid channels"], given: Given, checkpointing: bool
+        self, x: Float[Tensor, "batch *grid channels"], inputs: StageInputs, checkpointing: bool
     ) -> Float[Tensor, "batch *grid channels"]:
-        """[B *grid C] to the same, before merging; `given` for this stage and x."""
+        """[B *grid C] to the same, before merging; `inputs` for this stage and x."""
         recompute = checkpointing and self.training
-        if not recompute and stream.serves(self, x):
-            return stream.through(self, x.flatten(1, -2), given).view(x.shape)
+        if not recompute and stream.is_supported(self, x):
+            return stream.through(self, x.flatten(1, -2), inputs).view(x.shape)
         tokens = x.flatten(1, -2)
         for number, block in enumerate(self.blocks):
-            way = self.way_to(number, given.windows)
+            way = self.way_to(number, inputs.windows)
             tokens = tokens if way is None else _reorder(tokens, way)
-            rest = given.of_block(number)
+            rest = inputs.of_block(number)
             if recompute:
                 tokens = checkpoint(block, tokens, *rest, use_reentrant=False)
             else:
                 tokens = block(tokens, *rest)
-        return _reorder(tokens, self.way_out(given.windows)).view(x.shape)
+        return _reorder(tokens, self.way_out(inputs.windows)).view(x.shape)
 
     def way_to(self, number: int, windows: StageWindows) -> Reordering | None:
         """From the order of the block before, or the raster, to that of block `number`."""

@@ -1,7 +1,7 @@
 """Test a Triton kernel on the current GPU, once, against the formula in fp64.
 
-The kernels were proven without a GPU. Where one differs from its formula or cannot run, PyTorch's
-own operations are taken and one line says so.
+The tests prove the kernels without a GPU, in Triton's interpreter. Where one differs from its
+formula or cannot run, PyTorch's own operations are taken and one line says so.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ _warned: set[tuple[torch.device, str]] = set()
 
 
 def warn_once(device: torch.device, operations: str, reason: str) -> None:
-    """Of the first fault of a kind of `operations` on a device; by every process, since one that is
-    slower sets the pace of all.
+    """Warn of the first fault of a kind of `operations` on a device; by every process, since one
+    that is slower sets the pace of all.
     """
     if (device, operations) in _warned:
         return

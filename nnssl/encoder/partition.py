@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from nnssl.shapes import floor_div, round_up
-from nnssl.types import Shape
+from nnssl.types import GradContext, Shape
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def partition(
 
 
 class _Slots(NamedTuple):
-    """Of every slot, each [nW n]: the raster index of its token, its region, whether it is padding.
+    """The raster index of each slot's token, its region, whether it is padding; each [nW n].
 
     Tokens of one window attend to each other within one region only: what the shift has wrapped
     around is another region than what it has not.
@@ -159,6 +159,28 @@ def _misplaced(padded: Shape, size: Shape, axes: str) -> Tensor:
         return sources
     theirs = slots.permute(2, 1, 0, 5, 4, 3).flatten()  # the number there of each of our slots
     return theirs.argsort()[sources[theirs]]
+
+
+class Reordered(torch.autograd.Function):
+    """x in the order of `index` along an axis; its gradient is a gather by the inverse.
+
+    PyTorch's own would scatter: slower, and its sums are in any order.
+    """
+
+    @staticmethod
+    def forward(ctx: _Axis, x: Tensor, index: Tensor, inverse: Tensor, axis: int) -> Tensor:
+        ctx.save_for_backward(inverse)
+        ctx.axis = axis
+        return x.index_select(axis, index)
+
+    @staticmethod
+    def backward(ctx: _Axis, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        (inverse,) = ctx.saved_tensors
+        return gradient.index_select(ctx.axis, inverse), None, None, None
+
+
+class _Axis(GradContext, Protocol):
+    axis: int
 
 
 def to_windows(x: Tensor, size: Shape) -> Tensor:

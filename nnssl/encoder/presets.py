@@ -4,7 +4,7 @@ defaults.
 
 from __future__ import annotations
 
-from nnssl.encoder.swin import SwinConfig
+from nnssl.encoder.config import SwinConfig
 
 PRESETS: dict[str, SwinConfig] = {
     # For tests, the demo and CPUs.

@@ -22,20 +22,16 @@ from torch import Tensor, nn
 
 from nnssl.encoder import visible
 from nnssl.encoder.blocks import HALF, PatchEmbed, Stage, initialise
-from nnssl.encoder.config import PATCH, STEPS, SwinConfig
+from nnssl.encoder.config import SwinConfig
 from nnssl.encoder.convolutions import ResidualConvolution
-from nnssl.encoder.given import given
+from nnssl.encoder.stage_inputs import stage_inputs
 from nnssl.encoder.visible import Visible
 from nnssl.shapes import ceil_div
-from nnssl.types import Shape
+from nnssl.types import STRIDES, Shape
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
 
-__all__ = ["PATCH", "STEPS", "STRIDES", "Swin", "SwinConfig"]
-
-
-STRIDES = tuple(PATCH * 2**i for i in range(5))  # of the five maps, in voxels
 ALL = tuple(range(len(STRIDES)))  # the maps' numbers
 
 
@@ -181,8 +177,8 @@ class Swin(nn.Module):
         if by_merge:
             keep(0, tokens)
         stages = self.stages[first : self._stages_for(last)]
-        all_given = given(stages, tokens)
-        for number, (stage, own) in enumerate(zip(stages, all_given, strict=True), first):
+        inputs = stage_inputs(stages, tokens)
+        for number, (stage, own) in enumerate(zip(stages, inputs, strict=True), first):
             tokens = stage(self._convolved(tokens, number), own, self.checkpointing)
             if not by_merge:
                 keep(number, tokens, self.out_norms[number] if self.out_norms else None)
@@ -238,7 +234,7 @@ class Swin(nn.Module):
 
 
 def _drop_path_rates(config: SwinConfig) -> list[list[float]]:
-    """Of each stage and block: from 0 up to `config.drop_path`, linear over all blocks."""
+    """By stage and block: from 0 up to `config.drop_path`, linear over all blocks."""
     count = sum(config.depths)
     rates = (config.drop_path * i / max(1, count - 1) for i in range(count))
     return [list(islice(rates, depth)) for depth in config.depths]

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from nnssl.encoder.blocks import HALF
 from nnssl.encoder.config import SwinConfig
-from nnssl.encoder.given import given
+from nnssl.encoder.stage_inputs import stage_inputs
 from nnssl.shapes import floor_div
 from nnssl.types import Shape
 
@@ -147,7 +147,7 @@ def _computed(encoder: Swin, parts: Tensor) -> Tensor:
     """Blocks [n C *side] to their tokens of the grid that the mask token enters [n *grid C']."""
     tokens = encoder.patch_embed(parts)
     stages = encoder.stages[: stages_before(encoder)]
-    for stage, own in zip(stages, given(stages, tokens), strict=True):
+    for stage, own in zip(stages, stage_inputs(stages, tokens), strict=True):
         tokens = stage.downsample(stage(tokens, own, encoder.checkpointing))
     return tokens
 

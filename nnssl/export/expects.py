@@ -10,7 +10,7 @@ import nnssl
 from nnssl import files
 from nnssl.export.formats import INPUT, OUTPUT
 from nnssl.export.trained import Trained
-from nnssl.finetune.architecture import INFO
+from nnssl.finetune.architecture import BY_INTENSITIES, INFO, INTENSITIES
 
 if TYPE_CHECKING:
     from nnunetv2.utilities.label_handling.label_handling import LabelManager
@@ -90,7 +90,7 @@ def _channel(model: Trained, number: int) -> dict:
     found: dict = {"name": _channel_name(model.dataset, number), "normalisation": scheme}
     if number < len(masks):
         found["within_nonzero_mask"] = masks[number]
-    return found | (_ct(model, number) if scheme == "CTNormalization" else {})
+    return found | (_ct(model, number) if scheme == BY_INTENSITIES else {})
 
 
 def _channel_name(dataset: dict, number: int) -> str | None:
@@ -100,7 +100,7 @@ def _channel_name(dataset: dict, number: int) -> str | None:
 
 def _ct(model: Trained, number: int) -> dict:
     """The numbers of nnU-Net's CTNormalization of a channel."""
-    statistics = model.plans.plans["foreground_intensity_properties_per_channel"][str(number)]
+    statistics = model.plans.plans[INTENSITIES][str(number)]
     ends = [statistics.get("percentile_00_5"), statistics.get("percentile_99_5")]
     return {"clip": ends, "subtract": statistics["mean"], "divide_by": statistics["std"]}
 

@@ -17,29 +17,12 @@ from nnssl.encoder.config import NATIVE, SwinConfig
 from nnssl.finetune.strides import steps_for
 from nnssl.hu import HUPolicy
 from nnssl.network.decoders import full_options
-from nnssl.recipe import RECIPE
-from nnssl.types import BASE, NAME, NETWORK_CLASS, Shape
-
-__all__ = [
-    "BASE",
-    "DECODER",
-    "INFO",
-    "NAME",
-    "NETWORK_CLASS",
-    "PLANNED",
-    "RECIPE",
-    "architecture",
-    "as_read",
-    "axes_of",
-    "describe_map",
-    "encoder_for",
-    "intensity_map",
-    "is_ours",
-    "permute_axes",
-    "steps_of",
-]
+from nnssl.recipe import RECIPE as RECIPE  # `nnssl.study` takes it from here
+from nnssl.types import NETWORK_CLASS, Shape
 
 INFO, PLANNED = "pretrain_info", "nnssl_plan"
+INTENSITIES = "foreground_intensity_properties_per_channel"
+BY_INTENSITIES = "CTNormalization"  # the scheme that normalises by the dataset's intensities
 DECODER = "swinunetr"  # where none is named and none was pretrained
 
 
@@ -77,7 +60,7 @@ def _axes_argument(axes: list[int]) -> dict[str, list[int]]:
 
 
 def _intensity(plans: dict, resolved: dict, hu: HUPolicy | None) -> dict | None:
-    properties = plans.get("foreground_intensity_properties_per_channel", {})
+    properties = plans.get(INTENSITIES, {})
     return intensity_map(resolved["normalization_schemes"], properties, hu)
 
 
@@ -148,7 +131,7 @@ def is_ours(configuration: dict) -> bool:
 def is_ct(plans: dict) -> bool:
     """Whether any channel is normalised as CT."""
     entries = plans.get("configurations", {}).values()
-    return any("CTNormalization" in entry.get("normalization_schemes", ()) for entry in entries)
+    return any(BY_INTENSITIES in entry.get("normalization_schemes", ()) for entry in entries)
 
 
 def intensity_map(schemes: list[str], properties: dict, hu: HUPolicy | None) -> dict | None:
@@ -160,7 +143,7 @@ def intensity_map(schemes: list[str], properties: dict, hu: HUPolicy | None) -> 
     hu:         the pretraining's policy; None where there was none.
     Channels with a scheme other than CTNormalization pass unchanged. None: nothing to do.
     """
-    is_ct_channel = [scheme == "CTNormalization" for scheme in schemes]
+    is_ct_channel = [scheme == BY_INTENSITIES for scheme in schemes]
     if hu is None or not any(is_ct_channel):
         return None
     rows = [

@@ -71,7 +71,7 @@ class Average:
         self.updates += 1
 
     def _copies(self) -> dict[str, Tensor]:
-        """Of the weights that the network has."""
+        """Copies of the weights that the network has."""
         return {name: p.detach().clone() for name, p in self._named.items()}
 
     def _save(self, _: object, state: dict) -> dict:

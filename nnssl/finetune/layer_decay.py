@@ -11,10 +11,10 @@ from torch import nn
 
 from nnssl.finetune.schedule import Schedule
 from nnssl.host_memory import keep_freed_memory
+from nnssl.network.layers import HEADS
 from nnssl.network.swin_unetr import SwinUNETR
 from nnssl.recipe import Recipe
 
-HEADS = ".seg_layers."  # in the names of the layers that give the logits
 PARTS = 5  # of the encoder: the patch embedding and four stages
 BETAS = (0.9, 0.98)  # as nnU-Net's own transformer trainers
 OF_RECIPE = ("lr_scale", "weight_decay")  # entries of a group

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from nnssl import files
-from nnssl.finetune.architecture import are_plans
+from nnssl.finetune.architecture import BY_INTENSITIES, INTENSITIES, are_plans
 from nnssl.finetune.plans_file import resolve
 from nnssl.recipe import RECIPE
 
@@ -21,8 +21,6 @@ OF_THE_DATA = (
     "resampling_fn_data_kwargs",
     "resampling_fn_seg_kwargs",
 )
-BY_INTENSITIES = "CTNormalization"  # the scheme that normalises by the dataset's intensities
-INTENSITIES = "foreground_intensity_properties_per_channel"
 DIGITS = 6  # of a spacing that count
 
 
@@ -72,7 +70,7 @@ def _says_other_data(plans_name: str, name: str, changed: list[str]) -> str:
 
 
 def _intensities_used(plans: Mapping, configuration: Mapping) -> dict:
-    """Of the channels that are normalised by them."""
+    """The intensities of the channels that are normalised by them."""
     known = plans.get(INTENSITIES, {})
     schemes = enumerate(configuration["normalization_schemes"])
     used = [str(channel) for channel, scheme in schemes if scheme == BY_INTENSITIES]

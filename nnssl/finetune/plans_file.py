@@ -5,16 +5,7 @@ checkpoint after it.
 from __future__ import annotations
 
 from nnssl import checkpoint
-from nnssl.finetune.architecture import (
-    BASE,
-    DECODER,
-    INFO,
-    RECIPE,
-    architecture,
-    is_ct,
-    is_ours,
-    steps_of,
-)
+from nnssl.finetune.architecture import DECODER, INFO, architecture, is_ct, is_ours, steps_of
 from nnssl.finetune.checkpoint_choice import (
     CheckpointChoice,
     OriginError,
@@ -22,8 +13,11 @@ from nnssl.finetune.checkpoint_choice import (
     pretrain_info,
     require_recorded_hash,
 )
+from nnssl.network.layers import halving_weights
 from nnssl.network.swin_unetr import SwinUNETR, output_sizes
+from nnssl.recipe import RECIPE
 from nnssl.shapes import round_up
+from nnssl.types import BASE
 
 
 def resolve_architecture(plans: dict, name: str) -> None:
@@ -95,16 +89,16 @@ def build_network(
     return SwinUNETR(input_channels, classes, deep_supervision, **arguments)
 
 
-def round_patch(plans: dict, name: str, multiple: int = 8) -> None:
-    """Raise the patch of configuration `name` to multiples of `multiple`, in place: Primus cuts it
-    into cubes of 8 voxels. Raises ValueError in 2D, which Primus does not have.
+def round_patch(plans: dict, name: str) -> None:
+    """Raise the patch of configuration `name` to multiples of 8, in place: Primus cuts it into
+    cubes of 8 voxels. Raises ValueError in 2D, which Primus does not have.
     """
     patch = resolve(plans, name)["patch_size"]
     if len(patch) != 3:
         raise ValueError(
             f"Primus is a 3D network, and {name} has patches of {tuple(patch)}; train 3d_fullres"
         )
-    plans["configurations"][name]["patch_size"] = list(round_up(patch, [multiple] * 3))
+    plans["configurations"][name]["patch_size"] = list(round_up(patch, [8] * 3))
 
 
 def cascaded_labels(resolved: dict, input_channels: int) -> int:
@@ -127,7 +121,7 @@ def deep_supervision_weights(outputs: int) -> tuple[float, ...]:
     """1, 1/2, 1/4, ... over their sum. All count: an output without a loss would leave a head
     without a gradient.
     """
-    weights = [0.5**i for i in range(outputs)]
+    weights = halving_weights(outputs)
     return tuple(weight / sum(weights) for weight in weights)
 
 

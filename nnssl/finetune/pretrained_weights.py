@@ -18,10 +18,10 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from nnssl.finetune.architecture import INFO
+from nnssl.network.layers import HEADS
 from nnssl.types import PrintFn
 
 LOADER = "load_pretrained_weights"  # of nnunetv2.run; its variables are `fname` and `saved_model`
-HEADS = ".seg_layers."  # what it leaves as it is
 INTENSITY = "encoder.intensity."
 STEM = "encoder.patch_embed.proj.weight"
 PRETRAINING = "nnssl_adaptation_plan"  # a key of a pretraining's checkpoint, and of no other file

@@ -33,8 +33,8 @@ def whole(checkpoint: dict | str, print_fn: PrintFn) -> dict | str:
 
 
 def _newest_whole(path: Path) -> Path | None:
-    """Of the other checkpoints in its folder. nnU-Net removes the latest only once the final one is
-    written.
+    """The newest whole one of the other checkpoints in its folder. nnU-Net removes the latest only
+    once the final one is written.
     """
     others = [path.with_name(name) for name in OTHERS if name != path.name]
     whole = [other for other in others if other.is_file() and _is_whole_archive(other)]

@@ -65,7 +65,7 @@ def unfreezing(recipe: Recipe) -> str:
 
 
 def learning_rate(iteration: int, recipe: Recipe) -> float:
-    """Of the decoder: linear up to `recipe.lr` during the warm-up, then down to 0 at the end of the
+    """The decoder's: linear up to `recipe.lr` during the warm-up, then down to 0 at the end of the
     training.
     """
     warmup = min(recipe.warmup, recipe.total)

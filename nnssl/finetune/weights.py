@@ -7,7 +7,7 @@ from typing import cast
 from torch.nn.parallel import DistributedDataParallel
 
 from nnssl import checkpoint, weights
-from nnssl.finetune.architecture import INFO, as_read, describe_map, is_ct
+from nnssl.finetune.architecture import BY_INTENSITIES, INFO, as_read, describe_map, is_ct
 from nnssl.finetune.checkpoint_choice import NoCheckpointError, OriginError, choose
 from nnssl.finetune.plans_file import opened
 from nnssl.network.swin_unetr import SwinUNETR
@@ -115,7 +115,7 @@ def intensities(resolved: dict, info: dict) -> list[str]:
     """
     arguments = resolved["architecture"]["arch_kwargs"]
     lines = describe_map(arguments.get("intensity"), info)
-    others = sorted(set(resolved["normalization_schemes"]) - {"CTNormalization"})
+    others = sorted(set(resolved["normalization_schemes"]) - {BY_INTENSITIES})
     if info.get("hu") and others:
         lines.append(
             f"  channels of {', '.join(others)} pass unchanged, although the pretraining was on HU"

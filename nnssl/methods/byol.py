@@ -27,9 +27,7 @@ from nnssl.methods.method import MethodConfig, PairMethod, Step
 from nnssl.modules.bounds import require_fraction
 from nnssl.modules.contrast import negative_cosine
 from nnssl.modules.heads import Branch, Predictor
-from nnssl.modules.replay import number
 from nnssl.modules.running import Standardise
-from nnssl.modules.schedules import cosine
 from nnssl.modules.teacher import Teacher
 from nnssl.types import LAST
 
@@ -83,5 +81,4 @@ class BYOL(PairMethod):
 
     def after_step(self, progress: float) -> None:
         super().after_step(progress)
-        start = self.config.teacher_momentum
-        self.teacher.update(self.student, number(lambda: 1 - cosine(start, 1.0, self.progress)))
+        self.teacher.follow(self.student, self.config.teacher_momentum, lambda: self.progress)

@@ -30,7 +30,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from nnssl.encoder.swin import PATCH, Swin
+from nnssl.encoder.config import PATCH
+from nnssl.encoder.swin import Swin
 from nnssl.host_memory import to_device
 from nnssl.methods.method import Method, MethodConfig, Step
 from nnssl.modules.bounds import require_above_zero

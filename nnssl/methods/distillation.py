@@ -17,7 +17,7 @@ from nnssl.modules.encoder_with_heads import DistillationConfig, EncoderWithHead
 from nnssl.modules.heads import Prototypes
 from nnssl.modules.late import hold
 from nnssl.modules.replay import number
-from nnssl.modules.schedules import cosine, ramp
+from nnssl.modules.schedules import ramp
 from nnssl.modules.teacher import Teacher
 from nnssl.types import Shape
 from nnssl.views.spatial import region_size
@@ -67,8 +67,7 @@ class DistillationMethod(Method):
 
     def after_step(self, progress: float) -> None:
         super().after_step(progress)
-        start = self.config.teacher_momentum
-        self.teacher.update(self.student, number(lambda: 1 - cosine(start, 1.0, self.progress)))
+        self.teacher.follow(self.student, self.config.teacher_momentum, lambda: self.progress)
 
     def with_local_views(
         self, logits: Tensor, views: dict[str, Tensor]

@@ -33,6 +33,7 @@ from nnssl.encoder.swin import Swin
 from nnssl.host_memory import to_device
 from nnssl.methods.distillation import DistillationMethod, DistillationMethodConfig
 from nnssl.methods.method import Step, weighted_total
+from nnssl.modules.bounds import require_weights
 from nnssl.modules.encoder_with_heads import STAGE_OF_STRIDE, EncoderWithHeads
 from nnssl.modules.losses import Centre, cross_view, soft_cross_entropy
 from nnssl.modules.selected import select_tokens
@@ -79,7 +80,7 @@ class IBOTConfig(MultiCropConfig, DistillationMethodConfig):
         self._check_mask_block()
         self._check_mask_chance()
         self._check_mask_ratio()
-        self._check_weights()
+        require_weights(self, "w_image", "w_patch")
 
     def _check_mask_block(self) -> None:
         if self.mask_block not in BLOCKS:
@@ -101,12 +102,6 @@ class IBOTConfig(MultiCropConfig, DistillationMethodConfig):
             raise ValueError(
                 "mask_ratio, mask_ratio - mask_spread and mask_ratio + mask_spread must lie "
                 f"between 0 and 1; got {self.mask_ratio} and {self.mask_spread}"
-            )
-
-    def _check_weights(self) -> None:
-        if self.w_image < 0 or self.w_patch < 0 or self.w_image + self.w_patch == 0:
-            raise ValueError(
-                "w_image and w_patch must not be negative, and one of them must be above 0"
             )
 
 
@@ -138,7 +133,7 @@ class IBOT(DistillationMethod):
         generators: Sequence[torch.Generator],
         within: Int[Tensor, "batch dims 2"] | None = None,
     ) -> dict[str, Tensor]:
-        """{"global": [2 B 1 *crop], "hidden": Bool [2 B *blocks], "local": [n B 1 *half]};
+        """{"global": [2 B 1 *crop], "hidden_blocks": Bool [2 B *blocks], "local": [n B 1 *half]};
         `regions` [B 1 *region].
         """
         grid = block_grid(crop_size(tuple(regions.shape[2:])), self.config.mask_block)
@@ -146,11 +141,11 @@ class IBOT(DistillationMethod):
             [self._draw_hidden(grid, generator) for generator in generators], dim=1
         )
         views = multicrop(regions, generators, self.config, self.ranges, within)
-        return {**views, "hidden": to_device(hidden, regions.device)}
+        return {**views, "hidden_blocks": to_device(hidden, regions.device)}
 
     def loss(self, views: dict[str, Tensor]) -> Step:
         config, temperature = self.config, self.teacher_temperature()
-        image, hidden = views["global"].flatten(0, 1), views["hidden"].flatten(0, 1)
+        image, hidden = views["global"].flatten(0, 1), views["hidden_blocks"].flatten(0, 1)
         shape = views["global"].shape[:2]
         selected = select_tokens(hidden, shape[1] * self._most(hidden[0].numel()))
         teacher = self.teacher(image, None, selected)
@@ -172,7 +167,8 @@ class IBOT(DistillationMethod):
 
     def show(self, views: dict[str, Tensor]) -> dict[str, Float[Tensor, "batch 1 *_"]]:
         image = views["global"].flatten(0, 1)
-        covered = repeat_blocks(views["hidden"].flatten(0, 1), self.config.mask_block).unsqueeze(1)
+        hidden = views["hidden_blocks"].flatten(0, 1)
+        covered = repeat_blocks(hidden, self.config.mask_block).unsqueeze(1)
         shown = {"teacher sees": image, "student sees": image.masked_fill(covered, math.nan)}
         if "local" in views:
             shown["student sees too"] = views["local"].flatten(0, 1)

@@ -30,11 +30,10 @@ if TYPE_CHECKING:
 class Step(NamedTuple):
     """The outputs of a method for one batch.
 
-    losses   name -> scalar with gradient; the key "total" is what is minimised.
-    monitored  name -> detached tensor for the collapse monitors: "embedding" [N d] and, for each
-    teacher
-             head, "teacher_<head>" probabilities [N K]; scalars go to the log as they are, of which
-             "accuracy" (fraction of right answers) is monitored as well.
+    losses:    name -> scalar with gradient; the key "total" is what is minimised.
+    monitored: name -> detached tensor for the collapse monitors: "embedding" [N d] and, for each
+               head of a teacher, "teacher_<head>" probabilities [N K]; scalars go to the log as
+               they are, of which "accuracy" (fraction of right answers) is monitored as well.
     """
 
     losses: dict[str, Tensor]

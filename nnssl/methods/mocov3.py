@@ -30,9 +30,7 @@ from nnssl.methods.method import MethodConfig, PairMethod, Step
 from nnssl.modules.bounds import require_above_zero, require_fraction
 from nnssl.modules.contrast import Queue, info_nce
 from nnssl.modules.heads import Branch, Predictor
-from nnssl.modules.replay import number
 from nnssl.modules.running import Standardise
-from nnssl.modules.schedules import cosine
 from nnssl.modules.teacher import Teacher
 from nnssl.types import LAST
 
@@ -102,8 +100,7 @@ class MoCoV3(PairMethod):
 
     def after_step(self, progress: float) -> None:
         super().after_step(progress)
-        start = self.config.teacher_momentum
-        self.teacher.update(self.student, number(lambda: 1 - cosine(start, 1.0, self.progress)))
+        self.teacher.follow(self.student, self.config.teacher_momentum, lambda: self.progress)
 
     def _contrast(
         self,

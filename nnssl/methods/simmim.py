@@ -88,8 +88,8 @@ class SimMIM(Method):
         generators: Sequence[torch.Generator],
         within: Int[Tensor, "batch dims 2"] | None = None,
     ) -> dict[str, Tensor]:
-        """{"image" [B 1 *crop], "masked" Bool [B *blocks], "offset" [1 B dims]: zeros}; `regions`
-        [B 1 *crop].
+        """{"image" [B 1 *crop], "hidden_blocks" Bool [B *blocks], "offset" [1 B dims]: zeros};
+        `regions` [B 1 *crop].
 
         With `visible_only` also "visible" int64 [B m], the blocks that are computed.
         """
@@ -97,33 +97,34 @@ class SimMIM(Method):
         windows = [draw_window(c.window_jitter, generator, self.ranges) for generator in generators]
         image = apply_windows(regions, windows)
         block = c.mask_block.along(dims)
+        hidden = draw_masks(image, block, c.mask_ratio, c.mask_air, generators)
         shown = {
             "image": image,
-            "masked": draw_masks(image, block, c.mask_ratio, c.mask_air, generators),
+            "hidden_blocks": hidden,
             "offset": torch.zeros(1, len(regions), dims, dtype=torch.long, device=image.device),
         }
         if c.visible_only:
-            shown["visible"] = draw_visible(shown["masked"], image, block, c.mask_ratio, generators)
+            shown["visible"] = draw_visible(hidden, image, block, c.mask_ratio, generators)
         return shown
 
     def loss(self, views: dict[str, Tensor]) -> Step:
         maps, predicted = self._predict(views)
-        covered = on_voxels(views["masked"], self.config)
+        covered = on_voxels(views["hidden_blocks"], self.config)
         total = masked_l1(predicted, views["image"], covered, self.config.smooth_l1)
         return Step({"total": total}, {"embedding": pooled(maps[-1].detach())})
 
     def show(self, views: dict[str, Tensor]) -> dict[str, Float[Tensor, "batch 1 *_"]]:
-        image, covered = views["image"], on_voxels(views["masked"], self.config)
+        image, covered = views["image"], on_voxels(views["hidden_blocks"], self.config)
         _, predicted = self._predict(views)
         return {
             "crop": image,
-            "seen": as_seen(image, views["masked"], views.get("visible"), self.config),
+            "seen": as_seen(image, views["hidden_blocks"], views.get("visible"), self.config),
             "predicted": torch.where(covered, predicted[-1].float(), image),
         }
 
     def _predict(self, views: dict[str, Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """The encoder's maps, and the voxels [B 1 *crop] from each that is decoded."""
-        image, masked = views["image"], views["masked"]
-        shown = shown_to_encoder(masked, views.get("visible"), self.config)
+        image, hidden = views["image"], views["hidden_blocks"]
+        shown = shown_to_encoder(hidden, views.get("visible"), self.config)
         maps = self.student(image, shown, self.decoder.maps)
-        return maps, self.decoder(maps, image, on_voxels(masked, self.config))
+        return maps, self.decoder(maps, image, on_voxels(hidden, self.config))

@@ -38,6 +38,7 @@ from nnssl.encoder.swin import ALL, Swin
 from nnssl.host_memory import to_device
 from nnssl.methods.distillation import DistillationMethod, DistillationMethodConfig
 from nnssl.methods.method import Step, weighted_total
+from nnssl.modules.bounds import require_not_negative, require_weights
 from nnssl.modules.encoder_with_heads import STAGE_OF_STRIDE, EncoderWithHeads
 from nnssl.modules.losses import Centre, cross_view, masked_l1, soft_cross_entropy
 from nnssl.modules.masked import MaskedConfig
@@ -93,7 +94,9 @@ class SMITConfig(MaskedConfig, DistillationMethodConfig):
         MaskedConfig.__post_init__(self)
         self._check_patches()
         self._check_teacher_views()
-        self._check_weights()
+        require_weights(self, "w_mip", "w_itd", "w_mpd")
+        require_not_negative(self, "w_parcels")
+        self._check_decoders()
 
     def _check_teacher_views(self) -> None:
         if self.teacher_views not in (1, 2):
@@ -110,14 +113,12 @@ class SMITConfig(MaskedConfig, DistillationMethodConfig):
                 f"patch_tokens must be a number of tokens, or 0 for all, got {self.patch_tokens}"
             )
 
-    def _check_weights(self) -> None:
+    def _check_decoders(self) -> None:
         if self.w_parcels > 0 and self.decoder != LINEAR:
             raise ValueError(
                 f"decoder={self.decoder} and w_parcels={self.w_parcels} both pretrain a decoder; "
                 "set decoder=linear, or w_parcels=0"
             )
-        if self.w_mip <= 0 and self.w_itd <= 0 and self.w_mpd <= 0:
-            raise ValueError("one of w_mip, w_itd, w_mpd must be above 0")
 
     @property
     def parcel_classes(self) -> int:
@@ -179,8 +180,8 @@ class SMIT(DistillationMethod):
         generators: Sequence[torch.Generator],
         within: Int[Tensor, "batch dims 2"] | None = None,
     ) -> dict[str, Tensor]:
-        """{"image" [2 B 1 *crop], "masked" Bool [2 B *blocks], "selected" Bool [2 B *tokens],
-        "offset" [2 B dims]}.
+        """{"image" [2 B 1 *crop], "hidden_blocks" Bool [2 B *blocks], "selected" Bool
+        [2 B *tokens], "offset" [2 B dims]}.
 
         "selected": the hidden patch tokens that the patch heads look at. `regions` [B 1 *region].
         With `visible_only` also "visible" int64 [2 B m], the blocks that are computed.
@@ -189,14 +190,14 @@ class SMIT(DistillationMethod):
         block = c.mask_block.along(regions.ndim - 2)
         image, offset = self._cut_twice(regions, generators, within)
         twice = [*generators] * 2
-        masked = draw_masks(image, block, c.mask_ratio, c.mask_air, twice)
-        selected = repeat_blocks(masked, tuple(side // c.patch_stride for side in block))
+        hidden = draw_masks(image, block, c.mask_ratio, c.mask_air, twice)
+        selected = repeat_blocks(hidden, tuple(side // c.patch_stride for side in block))
         if c.patch_tokens:
             draws = uniform(tuple(selected.shape[1:]), twice, image.device)
             selected = keep_at_most(selected, c.patch_tokens, draws)
-        both = {"image": image, "masked": masked, "selected": selected, "offset": offset}
+        both = {"image": image, "hidden_blocks": hidden, "selected": selected, "offset": offset}
         if c.visible_only:
-            both["visible"] = draw_visible(masked, image, block, c.mask_ratio, twice)
+            both["visible"] = draw_visible(hidden, image, block, c.mask_ratio, twice)
         return {name: value.unflatten(0, (2, -1)) for name, value in both.items()}
 
     def _cut_twice(
@@ -245,7 +246,7 @@ class SMIT(DistillationMethod):
         """
         names, count = ("image", "selected"), self.config.teacher_views
         taught, marked = (views[name][:count].flatten(0, 1) for name in names)
-        most = self._most(views["masked"][0, 0].numel(), marked[0].numel())
+        most = self._most(views["hidden_blocks"][0, 0].numel(), marked[0].numel())
         return taught, select_tokens(marked, len(taught) * most)
 
     def _mip(
@@ -305,5 +306,5 @@ class SMIT(DistillationMethod):
     @staticmethod
     def _hidden(views: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor | None]:
         """Images, hidden blocks and, where there are any, visible ones, as one batch of views."""
-        image, hidden = views["image"].flatten(0, 1), views["masked"].flatten(0, 1)
+        image, hidden = views["image"].flatten(0, 1), views["hidden_blocks"].flatten(0, 1)
         return image, hidden, views["visible"].flatten(0, 1) if "visible" in views else None

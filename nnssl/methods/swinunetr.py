@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from nnssl.encoder.swin import Swin
 from nnssl.host_memory import to_device
 from nnssl.methods.method import Method, MethodConfig, Step, weighted_total
-from nnssl.modules.bounds import require_above_zero, require_true_fraction
+from nnssl.modules.bounds import require_above_zero, require_open_fraction, require_weights
 from nnssl.modules.contrast import nt_xent
 from nnssl.modules.heads import pooled
 from nnssl.modules.losses import accuracy_of
@@ -71,17 +71,9 @@ class SwinUNETRConfig(MethodConfig):
     }
 
     def __post_init__(self) -> None:
-        self._check_weights()
-        require_true_fraction(self, "cut_share", "cut_edge")
+        require_weights(self, "w_rotation", "w_contrast", "w_voxels")
+        require_open_fraction(self, "cut_share", "cut_edge")
         require_above_zero(self, "temperature")
-
-    def _check_weights(self) -> None:
-        weights = (self.w_rotation, self.w_contrast, self.w_voxels)
-        if min(weights) < 0 or not sum(weights) > 0:
-            raise ValueError(
-                "w_rotation, w_contrast and w_voxels must be 0 or more and one above 0, got "
-                f"{weights}"
-            )
 
 
 class ConvDecoder(nn.Module):

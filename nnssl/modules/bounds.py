@@ -11,16 +11,32 @@ def require_above_zero(config: object, *names: str) -> None:
             raise ValueError(f"{name} must be above 0, got {value}")
 
 
-def require_fraction(config: object, name: str) -> None:
-    """Raises ValueError for a field outside [0, 1]."""
-    value = getattr(config, name)
-    if not 0 <= value <= 1:
-        raise ValueError(f"{name} must lie between 0 and 1, got {value}")
+def require_fraction(config: object, *names: str) -> None:
+    """Raises ValueError for the first field outside [0, 1]."""
+    for name in names:
+        value = getattr(config, name)
+        if not 0 <= value <= 1:
+            raise ValueError(f"{name} must be from 0 to 1, got {value}")
 
 
-def require_true_fraction(config: object, *names: str) -> None:
+def require_open_fraction(config: object, *names: str) -> None:
     """Raises ValueError for the first field outside (0, 1)."""
     for name in names:
         value = getattr(config, name)
         if not 0 < value < 1:
-            raise ValueError(f"{name} must lie between 0 and 1, got {value}")
+            raise ValueError(f"{name} must be above 0 and below 1, got {value}")
+
+
+def require_not_negative(config: object, *names: str) -> None:
+    """Raises ValueError for the first field below 0."""
+    for name in names:
+        value = getattr(config, name)
+        if not value >= 0:
+            raise ValueError(f"{name} must be 0 or more, got {value}")
+
+
+def require_weights(config: object, *names: str) -> None:
+    """Raises ValueError unless these weights of loss terms are 0 or more, and one is above 0."""
+    require_not_negative(config, *names)
+    if not any(getattr(config, name) > 0 for name in names):
+        raise ValueError(f"one of {', '.join(names)} must be above 0")

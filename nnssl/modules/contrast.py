@@ -47,11 +47,15 @@ class Queue(Running):
     def accumulate(
         self, keys: Float[Tensor, "batch views dim"], scans: Int[Tensor, " batch"]
     ) -> None:
-        """`keys` [B views d], any length; `scans` [B]. Every note of a step has the same size."""
+        """`keys` [B views d], any length; `scans` [B]. Every part of a step has the same size."""
         keys = F.normalize(keys.detach().float(), dim=-1)
         self._pending.append((keys, scans[:, None].expand(keys.shape[:2])))
 
-    def _update_from(self, pending: list[tuple[Tensor, Tensor]]) -> None:
+    @torch.no_grad()
+    def update(self) -> None:
+        pending, self._pending = self._pending, []
+        if not pending:
+            return
         keys, scans = (_in_order(torch.stack(parts)) for parts in zip(*pending, strict=True))
         # a batch that overflowed must not stay for the whole length of the queue
         good = keys.isfinite().all()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Generic, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from nnssl.modules.bounds import require_above_zero
+from nnssl.modules.bounds import require_above_zero, require_fraction
 from nnssl.modules.encoder_protocol import EncoderT
 from nnssl.modules.heads import PrototypeHead, pooled
 from nnssl.modules.selected import SelectedTokens
@@ -47,9 +47,7 @@ class DistillationConfig:
             raise ValueError(f"export must be teacher or student, got {self.export!r}")
         names = ("student_temperature", "teacher_temperature_start", "teacher_temperature_end")
         require_above_zero(self, *names)
-        for name in ("teacher_momentum", "centre_momentum"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must lie within 0 and 1, got {getattr(self, name)}")
+        require_fraction(self, "teacher_momentum", "centre_momentum")
 
 
 class DistillationOutput(NamedTuple):

@@ -22,7 +22,7 @@ def pooled(tokens: Float[Tensor, "batch channels *grid"]) -> Float[Tensor, "batc
     return tokens.flatten(2).mean(dim=2, dtype=kind)
 
 
-def unit(x: Tensor, eps: float = 1e-12) -> Tensor:
+def unit(x: Tensor, eps: float) -> Tensor:
     """`x` [N d] in fp32, each row over its length or, where that is less, over `eps`."""
     return _Unit.apply(x.float(), eps)
 

@@ -6,10 +6,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
-from nnssl.modules.bounds import require_true_fraction
-from nnssl.types import Shape
+from nnssl.modules.bounds import require_open_fraction
+from nnssl.types import STRIDES, Shape
 
-STRIDES = (2, 4, 8, 16, 32)  # of the encoder's maps, in voxels
 COARSE, COARSER = 8, 16  # strides behind stages 2 and 3
 
 
@@ -46,9 +45,9 @@ class MaskedConfig:
     mask_block: BlockSides = SIXTEEN
     # hide blocks of one constant as well, as the papers do; ours: air says nothing
     mask_air: bool = False
-    # what predicts voxels: one linear layer per map, as the papers; or a decoder
+    # what predicts voxels: linear, one layer per map, as the papers; or a decoder of the
+    # fine-tuning network (light, swinunetr, nnunet), which is then pretrained as well
     decoder: str = "linear"
-    # of the fine-tuning network (light, swinunetr, nnunet), which is then pretrained as well
     # with linear, maps of this stride and above predict, each alone; the papers: 32
     decode_from: int = 8
     # errors below count by their square, in units of the input; 0: L1, as the papers
@@ -69,7 +68,7 @@ class MaskedConfig:
         object.__setattr__(self, "mask_block", BlockSides(self.mask_block))
         self._check_blocks()
         self._check_decode_from()
-        require_true_fraction(self, "mask_ratio")
+        require_open_fraction(self, "mask_ratio")
         if not self.smooth_l1 >= 0:
             raise ValueError(f"smooth_l1 must be 0 (plain L1) or above, got {self.smooth_l1}")
         if self.visible_only:

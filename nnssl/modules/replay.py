@@ -58,7 +58,7 @@ class HostPart:
         return slot
 
     def _next_slot(self) -> Tensor:
-        """Of the step's next number; made where there is none yet."""
+        """The slot of the step's next number; made where there is none yet."""
         if self._used == len(self._slots):
             if self._captured:
                 raise RuntimeError(

@@ -34,7 +34,8 @@ def decide(module: nn.Module, counts: Tensor | None) -> None:
 
 
 class Running(Stepped):
-    """What remembers every batch of a step (`note`) and moves once the optimiser has (`update`).
+    """What remembers every batch of a step (`accumulate`) and moves once the optimiser has
+    (`update_all`).
 
     Between two updates nothing changes, so every micro-batch of a step and every process sees the
     same. All state is in buffers, so that a resumed run continues exactly.
@@ -44,18 +45,13 @@ class Running(Stepped):
         super().__init__()
         self._pending: list = []
 
-    @torch.no_grad()
     def update(self) -> None:
-        pending, self._pending = self._pending, []
-        if pending:
-            self._update_from(pending)
+        """Move to what was accumulated. Means have none: `update_all` moves them together."""
+        raise NotImplementedError
 
     def discard(self) -> None:
         """Forget what was accumulated since the last update: the step was skipped."""
         self._pending.clear()
-
-    def _update_from(self, pending: list) -> None:
-        raise NotImplementedError
 
 
 class RunningMean(Running):
@@ -91,9 +87,6 @@ class RunningMean(Running):
     def accumulate_sum(self, total: Tensor) -> None:
         """[size + 1]: the sum of rows, and behind it their number."""
         self._pending.append(total)
-
-    def _update_from(self, pending: list[Tensor]) -> None:
-        _take([self], dist.all_reduce_mean(_total(pending)))
 
 
 def _weighted_sum(rows: Tensor, counts: Tensor | None) -> Tensor:
@@ -138,7 +131,7 @@ class _Layout(NamedTuple):
 
 @lru_cache(maxsize=64)
 def _layout(kinds: tuple[tuple[int, float, bool], ...], device: torch.device) -> _Layout:
-    """Of means of so many (size, momentum, plain_start)."""
+    """The layout of means by (size, momentum, plain_start) of each."""
     with torch.inference_mode(False):
         sizes = torch.tensor([size + 1 for size, _, _ in kinds])
         means = torch.arange(len(kinds)).repeat_interleave(sizes)
@@ -187,7 +180,8 @@ def update_all(module: nn.Module) -> None:
             part.discard()
         _take(means, dist.all_reduce_mean(totals))
     for part in parts:
-        part.update()
+        if not isinstance(part, RunningMean):
+            part.update()
 
 
 def discard_all(module: nn.Module) -> None:
@@ -218,7 +212,7 @@ class Standardise(nn.Module):
     def forward(
         self, x: Float[Tensor, "rows dim"], counts: Float[Tensor, " rows"] | None = None
     ) -> Float[Tensor, "rows dim"]:
-        """Rows [N d]; `counts` as in `RunningMean.note`. In fp32, even under autocast."""
+        """Rows [N d]; `counts` as in `RunningMean.accumulate`. In fp32, even under autocast."""
         x = x.float()
         with torch.no_grad():  # the ones give the number of rows
             rows = torch.cat([x, x * x, _ones(len(x), x.device)], dim=-1)

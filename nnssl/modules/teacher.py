@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Generic, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
+from nnssl.modules.replay import number
 from nnssl.modules.running import Stepped
+from nnssl.modules.schedules import cosine
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -33,6 +36,13 @@ class Teacher(Stepped, Generic[Student]):
     @torch.no_grad()
     def forward(self, *args: object) -> object:
         return self.model(*args)
+
+    def follow(self, student: nn.Module, start: float, progress: Callable[[], float]) -> None:
+        """`update`, with a momentum from `start` to 1 along a cosine (Grill 2020).
+
+        progress: of the run, when it is called; a replayed step calls it again.
+        """
+        self.update(student, number(lambda: 1 - cosine(start, 1.0, progress())))
 
     @torch.no_grad()
     def update(self, student: nn.Module, fraction: float | Tensor) -> None:

@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nnssl.cpu import upsampling as composed
-from nnssl.encoder.swin import STEPS, Swin
+from nnssl.encoder.config import STEPS
+from nnssl.encoder.swin import Swin
 from nnssl.network.layers import (
     DatasetNorm,
     Heads,

@@ -13,6 +13,7 @@ from nnssl.types import Shape
 
 # A GPU's matrix units take rows of bf16 and fp16 whose length is a multiple of 16 bytes.
 ALIGNED = 8
+HEADS = ".seg_layers."  # in the names of the layers that give the logits, and of no others
 
 
 def conv(dims: int, inputs: int, outputs: int) -> nn.Conv2d | nn.Conv3d:
@@ -56,6 +57,11 @@ def by_channel(values: Tensor, x: Tensor) -> Tensor:
     return values.view(-1, *[1] * (x.ndim - 2))
 
 
+def halving_weights(outputs: int) -> list[float]:
+    """1, 1/2, 1/4, ...: what nnU-Net's deep supervision counts of each coarser output."""
+    return [0.5**level for level in range(outputs)]
+
+
 def cut(x: Tensor, size: Shape) -> Tensor:
     """The first voxels of [B C *larger] that make [B C *size]."""
     return x[(..., *(slice(0, n) for n in size))]
@@ -96,8 +102,7 @@ class Heads(nn.Module):
 
     def __init__(self, widths: tuple[int, ...], classes: int, deep_supervision: bool) -> None:
         super().__init__()
-        # nnU-Net's -pretrained_weights leaves out what has `.seg_layers.` in its name: the heads,
-        # and only they.
+        # nnU-Net's -pretrained_weights leaves out what has this (HEADS) in its name
         self.seg_layers = nn.ModuleList(Pointwise(width, classes) for width in widths)
         self.seg_layers[1:].requires_grad_(deep_supervision)
 

@@ -118,7 +118,7 @@ def _levels(steps: tuple[Shape, ...], widths: tuple[int, ...]) -> list[Level]:
 
 
 def _kernels(steps: tuple[Shape, ...]) -> list[list[int]]:
-    """Of each stride; at the deepest one nothing is left to halve."""
+    """The kernel at each stride; at the deepest one nothing is left to halve."""
     kernels = [[3 if s > 1 else 1 for s in step] for step in steps]
     return [*kernels, [3] * len(steps[0])]
 

@@ -10,11 +10,13 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from nnssl.encoder.swin import ALL, PATCH, Swin
+from nnssl.encoder.config import PATCH
+from nnssl.encoder.swin import ALL, Swin
 from nnssl.encoder.visible import Visible, mask_at_stride
 from nnssl.modules.masked import MaskedConfig
 from nnssl.modules.voxel_decoders import MultiScaleDecoder
 from nnssl.network.decoders import full_options, make_decoder
+from nnssl.network.layers import halving_weights
 from nnssl.views.masking import all_but, repeat_blocks
 
 LINEAR = "linear"
@@ -70,7 +72,7 @@ class ParcelDecoder(PretrainedDecoder):
         """
         log_p = [_log_probabilities(logits) for logits in self(maps, image)]
         own = [_of_parcels(each, parcels) for each in log_p]
-        weights = [0.5**level for level in range(len(own))]  # nnU-Net's, for coarser outputs
+        weights = halving_weights(len(own))
         first, *others = (-weight * each.mean() for weight, each in zip(weights, own, strict=True))
         right = own[0].detach() == log_p[0].detach().amax(dim=-1)
         return sum(others, first) / sum(weights), _fraction_in_body(right, parcels)
@@ -92,7 +94,7 @@ def _of_parcels(log_p: Tensor, parcels: Tensor) -> Tensor:
 
 
 def _fraction_in_body(right: Tensor, parcels: Tensor) -> Tensor:
-    """Of the voxels of some parcel, the fraction that is `right`."""
+    """The fraction of the voxels of some parcel that is `right`."""
     body = (parcels > 0).float()
     return (right * body).sum() / body.sum().clamp(min=1)
 

@@ -11,8 +11,9 @@ from itertools import accumulate
 import torch
 from torch import Tensor, nn
 
+from nnssl.encoder.config import PATCH, SwinConfig
 from nnssl.encoder.presets import preset
-from nnssl.encoder.swin import PATCH, Swin, SwinConfig
+from nnssl.encoder.swin import Swin
 from nnssl.network.decoders import OUTPUTS, make_decoder
 from nnssl.network.layers import by_channel
 from nnssl.shapes import ceil_div
@@ -101,7 +102,9 @@ class SwinUNETR(nn.Module):
 
 
 def _to_plans_axes(axes: list[int] | None, dims: int) -> list[int]:
-    """Of [B C *spatial]. Raises ValueError where `axes` are no order of the spatial ones."""
+    """The order that brings [B C *spatial] to the axes of the plans. Raises ValueError where `axes`
+    are no order of the spatial ones.
+    """
     order = [0, 1, *(2 + axis for axis in axes or range(dims))]
     if sorted(order) != list(range(dims + 2)):
         raise ValueError(f"axes must be an order of {list(range(dims))}, got {axes}")
@@ -193,7 +196,7 @@ class Intensity(nn.Module):
 
 
 def _columns(pieces: list[list]) -> Sequence[Tensor | None]:
-    """Of the pieces of each channel their starts, ends and gains, [C pieces] each, or None."""
+    """Starts, ends and gains of the pieces of each channel, [C pieces] each, or None."""
     most = max(map(len, pieces))
     if not most:
         return [None] * len(BENDS)

@@ -33,7 +33,7 @@ def hu_panel(histograms: list[np.ndarray], policy: HUPolicy) -> str:
 
 
 def _percent(histograms: list[np.ndarray]) -> np.ndarray:
-    """Of the body's voxels, [scans bins]."""
+    """The histograms in percent of the body's voxels, [scans bins]."""
     return 100 * np.array([counts / max(counts.sum(), 1) for counts in histograms])
 
 

@@ -222,7 +222,7 @@ def _grey_limits(plan: Plan) -> tuple[float, float] | None:
 
 
 def _shown_counts(counts: np.ndarray | None) -> np.ndarray | None:
-    """Of the body's histogram, the bins of SHOWN_HU."""
+    """The bins of SHOWN_HU in the body's histogram."""
     first, last = ((hu - HISTOGRAM[0]) // STEP for hu in SHOWN_HU)
     return None if counts is None else counts[first:last]
 

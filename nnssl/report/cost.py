@@ -7,7 +7,7 @@ from statistics import median
 
 
 def seconds(rows: list[dict], batch_size: int) -> float:
-    """Of training: pauses between a stop and `--c` do not count."""
+    """Seconds of training: pauses between a stop and `--c` do not count."""
     total = 0.0
     for before, row in pairwise([{"step": 0}, *rows]):
         total += (row["step"] - before["step"]) * batch_size / row["samples_per_second"]

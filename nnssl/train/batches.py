@@ -162,7 +162,7 @@ def _what_happened(error: Exception, codes: list[int]) -> str:
 
 
 def _exit_codes(readers: list) -> list[int]:
-    """Of the readers that have ended, or end within `TO_SEE`."""
+    """The exit codes of the readers that have ended, or end within `TO_SEE`."""
     with signals.handled(_deaf, CHILD):
         ended = wait([reader.sentinel for reader in readers], TO_SEE) if readers else []
         for reader in readers:
@@ -227,13 +227,13 @@ def default_workers(device: torch.device) -> int:
 
 
 def _cores() -> int:
-    """Of the machine, for each of its processes."""
+    """The cores of the machine for each of its processes."""
     return limits.cores() // dist.local_world_size()
 
 
 def _quiet_worker(_: int) -> None:
     # A cluster signals every process of a job; the loop decides when reading stops, not the reader.
-    signals.unmoved()
+    signals.disregard()
     # By itself the thread that hands over prints an error and drops the batch, for which the loop
     # would wait for ever.
     handler = staticmethod(_give_up)

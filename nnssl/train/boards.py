@@ -79,8 +79,8 @@ class TensorBoard:
         self.writer.close()
 
 
-def _wandb_id(run: Run) -> tuple[str, bool]:
-    """The id of `run`, kept in its folder, and whether it was there already."""
+def _store_wandb_id(run: Run) -> tuple[str, bool]:
+    """Keep the id of `run` in its folder; the id, and whether it was there already."""
     path = run.folder / NOTE
     resumed = path.is_file() and run.step > 0
     name = files.read_json(path)["id"] if resumed else secrets.token_hex(4)
@@ -94,7 +94,7 @@ class WeightsAndBiases:
     def __init__(self, run: Run) -> None:
         import wandb  # pyright: ignore[reportMissingImports] an extra
 
-        name, resumed = _wandb_id(run)
+        name, resumed = _store_wandb_id(run)
         self.run = wandb.init(
             project=os.environ.get(PROJECT, DEFAULT_PROJECT),
             mode=os.environ.get(MODE, DEFAULT_MODE),

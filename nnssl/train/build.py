@@ -29,7 +29,7 @@ from nnssl.train import (
     parcels_choice,
     peak,
 )
-from nnssl.train.before import Before
+from nnssl.train.earlier_run import EarlierRun
 from nnssl.train.places import dimensions, raw_dataset, results_folder
 from nnssl.train.precision import half_precision
 from nnssl.train.pretrain_options import DEFAULT_STEPS, PROBES, Options
@@ -49,17 +49,17 @@ def build_run(
     plan: Plan,
     data: Path,
     device: torch.device,
-    earlier: Before,
-    decided: Sequence[configure.Choice],
+    earlier: EarlierRun,
+    from_scans: Sequence[configure.Choice],
     print_fn: PrintFn,
 ) -> Run:
     """The run that `options` describe, resumed with `--c`.
 
-    data:    the folder of the preprocessed scans.
-    earlier: the run that continues, or an empty one.
-    decided: settings that were already chosen, from the scans themselves.
+    data:       the folder of the preprocessed scans.
+    earlier:    the run that continues, or an empty one.
+    from_scans: settings that were already chosen, from the scans themselves.
     """
-    builder = _Builder(options, plan, data, device, earlier, decided)
+    builder = _Builder(options, plan, data, device, earlier, from_scans)
     builder.require_graph()
     distributed.require_same((plan.fingerprint, builder.crops.cases), device, OTHER_SCANS)
     configure.check_scans(builder.kind, len(builder.crops), print_fn)
@@ -96,8 +96,8 @@ class _Builder:
     plan: Plan
     data: Path
     device: torch.device
-    earlier: Before
-    decided: Sequence[configure.Choice]
+    earlier: EarlierRun
+    from_scans: Sequence[configure.Choice]
 
     @property
     def kind(self) -> type[Method]:
@@ -132,7 +132,7 @@ class _Builder:
     def parcel_cases(self) -> list[str] | None:
         """The scans that have parcels, for a run that learns from them."""
         return parcels_choice.parcel_case_ids(
-            self.options, self.plan, self.data, self.earlier, self.decided
+            self.options, self.plan, self.data, self.earlier, self.from_scans
         )
 
     @cached_property
@@ -163,7 +163,7 @@ class _Builder:
     def _method(self, batch_size: int) -> _Sized:
         options, sizes = self.options, self._sizes(batch_size)
         config, choices = configure.configure(
-            self.kind, options.settings, sizes, self.earlier.method_config, self.decided
+            self.kind, options.settings, sizes, self.earlier.method_config, self.from_scans
         )
         torch.manual_seed(batches.mixed_seed(options.seed, "weights"))
         encoder, started = initial_encoder.encoder(

@@ -18,9 +18,9 @@ from nnssl.data.crops import Crops
 from nnssl.data.held import Held, HeldVolumes, layout
 from nnssl.data.plan import Plan, resampled_shape
 from nnssl.train.capacity import free_bytes
+from nnssl.train.pretrain_options import CACHES
 from nnssl.types import PrintFn
 
-CHOICES = ("auto", "ram", "gpu", "off")
 # Of the free memory, what `auto` takes at most: training needs the rest (capacity.FRACTION).
 AUTO = {"gpu": 0.25, "ram": 0.5}
 AUTO_ON_CPU = 0.25  # for "ram", where training takes the same memory
@@ -29,7 +29,7 @@ WORDS = {"gpu": "GPU memory", "ram": "host memory for this process"}
 
 
 def hold(crops: Crops, plan: Plan, choice: str, device: torch.device, print_fn: PrintFn) -> None:
-    """Let `crops` come from memory where `choice` (one of CHOICES) and the free memory allow it.
+    """Let `crops` come from memory where `choice` (one of CACHES) and the free memory allow it.
 
     Prints in one line what was chosen, and why.
 
@@ -96,8 +96,8 @@ def _memories(choice: str, device: torch.device) -> Iterator[_Memory]:
 
 def require_supported(choice: str, device: torch.device) -> None:
     """Raise ValueError for a choice that is impossible on this device."""
-    if choice not in CHOICES:
-        raise ValueError(f"unknown --cache {choice}; known: {', '.join(CHOICES)}")
+    if choice not in CACHES:
+        raise ValueError(f"unknown --cache {choice}; known: {', '.join(CACHES)}")
     if choice == "gpu" and device.type != "cuda":
         raise ValueError(
             f"--cache gpu needs -device cuda, the device is {device.type}: --cache ram holds the "

@@ -65,11 +65,11 @@ def configure(
     settings: Sequence[str],
     sizes: Sizes,
     stored: dict | None = None,
-    before: Sequence[Choice] = (),
+    from_scans: Sequence[Choice] = (),
 ) -> tuple[MethodConfig, list[Choice]]:
     """The method's config, and what of it was chosen: neither set by `settings` nor published.
 
-    before: what was chosen before, from the scans themselves (`nnssl.train.parcels_choice`).
+    from_scans: what was chosen before, from the scans themselves (`nnssl.train.parcels_choice`).
     stored: the "method_config" of a run that continues; its values stay. Raises ValueError for
     settings that cannot be.
     """
@@ -78,7 +78,7 @@ def configure(
         return replace(method.Config.stored(stored), **given), []
     if given.get("published"):
         return method.Config.parse(settings), []
-    choices = [*before, *_choices(method, sizes, given)]
+    choices = [*from_scans, *_choices(method, sizes, given)]
     chosen = [choice for choice in choices if choice.name not in given]
     config = method.Config.parse(settings, {choice.name: choice.value for choice in chosen})
     rates = [choice for choice in _of_parcels(config) if choice.name not in given]
@@ -174,7 +174,7 @@ def hidden_block(crop: Shape, spacing: Spacing, allowed: Sequence[int] = BLOCK_S
 
 
 def _block_side(size: int, mm: float, allowed: Sequence[int]) -> int:
-    """Of one axis of `size` voxels of `mm`."""
+    """The side of a block along an axis of `size` voxels of `mm`."""
     wanted = 2 ** round(math.log2(BLOCK_MM / mm))
     fitting = [side for side in allowed if size % side == 0 and size // side >= BLOCKS]
     return min(fitting or allowed[:1], key=lambda side: abs(math.log2(side / wanted)))

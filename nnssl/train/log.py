@@ -57,7 +57,7 @@ class Log:
         self.boards = boards.boards(self.run)
 
     def _rows_before(self) -> list[dict]:
-        """Of the log that is there already, the rows up to the step of the run."""
+        """The rows of the log that is there already, up to the step of the run."""
         if not self.path.exists():
             return []
         return [row for row in files.read_json_lines(self.path) if row["step"] <= self.run.step]

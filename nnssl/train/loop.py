@@ -32,12 +32,10 @@ def train(run: Run, print_fn: PrintFn = print) -> Path:
     gradients stay not finite, and batches.ReaderError when a process that reads crops is gone.
     However it ends, no process that it started is left.
     """
-    config, log, manifest, bar = (
-        run.config,
-        Log(run, print_fn),
-        Manifest(run, print_fn),
-        _step_bar(run),
-    )
+    config = run.config
+    log = Log(run, print_fn)
+    manifest = Manifest(run, print_fn)
+    bar = _step_bar(run)
     micro = batches.MicroBatches(run.step, config.steps, config.batch_size, config.accumulate)
     reading = batches.reading(
         run.crops, micro, config.workers, pin_memory=run.device.type == "cuda"

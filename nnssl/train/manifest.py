@@ -110,7 +110,7 @@ def _whole(run: Run, sittings: list[dict]) -> dict:
 
 
 def _energy(sittings: list[dict]) -> float | None:
-    """Of the GPUs of the first process's machine; None where a sitting could not be metered."""
+    """What the GPUs of the first process's machine took; None where a sitting was not metered."""
     metered = [each["energy_wh"] for each in sittings if each.get("energy_wh") is not None]
     return round(sum(metered), 3) if len(metered) == len(sittings) else None
 

@@ -17,8 +17,8 @@ from nnssl.data.parcel_failures import NoParcelsError, ReadOnlyCollection
 from nnssl.data.plan import Plan
 from nnssl.methods import METHODS, MethodConfig
 from nnssl.modules.masked import MaskedConfig
-from nnssl.train.before import Before
 from nnssl.train.configure import FEW, Choice
+from nnssl.train.earlier_run import EarlierRun
 from nnssl.train.places import dimensions
 from nnssl.types import PrintFn
 
@@ -42,7 +42,7 @@ class _WithParcels(Protocol):
 
 
 def choose(
-    options: Options, plan: Plan, folder: Path, earlier: Before, print_fn: PrintFn
+    options: Options, plan: Plan, folder: Path, earlier: EarlierRun, print_fn: PrintFn
 ) -> tuple[Choice, ...]:
     """The run's weight of parcels with its reason, or () where it is not chosen here: where it was
     set, for other methods, and for a run that continues, which keeps what it had.
@@ -60,7 +60,9 @@ def choose(
     return ()
 
 
-def _make(options: Options, plan: Plan, folder: Path, earlier: Before, print_fn: PrintFn) -> None:
+def _make(
+    options: Options, plan: Plan, folder: Path, earlier: EarlierRun, print_fn: PrintFn
+) -> None:
     """The parcels of a run that learns from them, for the scans that it is on."""
     if classes := _method_config(options, earlier).parcel_classes:
         try:
@@ -77,21 +79,21 @@ def _remedy_for(error: NoParcelsError, options: Options) -> str:
 
 
 def parcel_case_ids(
-    options: Options, plan: Plan, folder: Path, earlier: Before, chosen: Sequence[Choice]
+    options: Options, plan: Plan, folder: Path, earlier: EarlierRun, from_scans: Sequence[Choice]
 ) -> list[str] | None:
     """The ids of the scans that have parcels, for a run that learns from them; None for others."""
-    if not _method_config(options, earlier, chosen).parcel_classes:
+    if not _method_config(options, earlier, from_scans).parcel_classes:
         return None
     return parcel_maps.cases_with_parcels(folder, plan)
 
 
 def _method_config(
-    options: Options, earlier: Before, chosen: Sequence[Choice] = ()
+    options: Options, earlier: EarlierRun, from_scans: Sequence[Choice] = ()
 ) -> MethodConfig:
     kind = METHODS[options.method].Config
     if earlier.method_config:
         return kind.stored(earlier.method_config)
-    return kind.parse(options.settings, {choice.name: choice.value for choice in chosen})
+    return kind.parse(options.settings, {choice.name: choice.value for choice in from_scans})
 
 
 def _chosen(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from nnssl.data.labelled import Labelled, find_labelled, prepare_labelled
 from nnssl.data.plan import PLAN, Plan
-from nnssl.data.prepare import prepare
+from nnssl.data.prepare import PrepareRequest, prepare
 from nnssl.data.raw_datasets import chosen_channels, is_ct_name
 from nnssl.train.places import raw_dataset
 from nnssl.train.pretrain_options import Options
@@ -24,21 +24,23 @@ def prepare_scans(options: Options, name: str, folder: Path, print_fn: PrintFn) 
     labelled = _labelled(options)
     print_fn(f"scans: {', '.join(map(str, [*options.sources, *datasets]))}\npreprocessed: {folder}")
     plan = prepare(
-        name,
-        folder,
-        options.sources,
-        datasets,
-        spacing=options.spacing,
-        clip=options.clip,
-        in_hu=are_in_hu(options, datasets),
-        num_processes=options.num_processes,
-        part_id=options.part_id,
-        num_parts=options.num_parts,
-        update=options.update,
-        pattern=options.pattern,
-        print_fn=print_fn,
-        channels=options.channels,
-        check=options.check,
+        PrepareRequest(
+            name,
+            folder,
+            options.sources,
+            datasets,
+            spacing=options.spacing,
+            clip=options.clip,
+            in_hu=are_in_hu(options, datasets),
+            num_processes=options.num_processes,
+            part_id=options.part_id,
+            num_parts=options.num_parts,
+            update=options.update,
+            pattern=options.pattern,
+            print_fn=print_fn,
+            channels=options.channels,
+            check=options.check,
+        )
     )
     if labelled is not None:
         _prepare_probe(labelled, folder, plan, options.num_processes, print_fn)

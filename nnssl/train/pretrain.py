@@ -10,7 +10,7 @@ import torch
 from nnssl import dist, files, signals
 from nnssl.cpu.products import by_onednn
 from nnssl.host_memory import keep_freed_memory
-from nnssl.train import before, boards, cache, distributed, parcels_choice
+from nnssl.train import boards, cache, distributed, earlier_run, parcels_choice
 from nnssl.train.build import build_run, method_class
 from nnssl.train.loop import train
 from nnssl.train.places import data_folder, dimensions, results_folder
@@ -56,12 +56,12 @@ def _pretrain(
     distributed.rank_zero_first(lambda: _lock(results, held))
     there = (results / LATEST).exists()
     distributed.require_same(there, device, f"{results / LATEST} {SOME_SEE}")
-    earlier = before.of(results, options.resume, folder, plan, print_fn)
-    chosen = distributed.rank_zero_first(
+    earlier = earlier_run.read_earlier_run(results, options.resume, folder, plan, print_fn)
+    from_scans = distributed.rank_zero_first(
         lambda: parcels_choice.choose(options, plan, folder, earlier, print_fn)
     )
     with by_onednn(device, exact=options.fp32):
-        run = build_run(options, plan, folder, device, earlier, chosen, print_fn)
+        run = build_run(options, plan, folder, device, earlier, from_scans, print_fn)
         train(run, print_fn)
     final = run.folder / FINAL
     print_fn(f"finished: {final}\nlook at it with: nnssl_inspect {final}")

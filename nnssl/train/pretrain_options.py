@@ -12,6 +12,7 @@ from nnssl.options import at_least, option, require
 from nnssl.types import Shape, Spacing
 
 DEFAULT_STEPS = 100_000
+CACHES = ("auto", "ram", "gpu", "off")  # where the collection is held (`nnssl.train.cache`)
 PROBES = 10  # a run, by default
 # options that several commands have
 FOLDERS: dict = {
@@ -144,7 +145,7 @@ class Options:
         "auto",
         "hold the preprocessed scans in memory; auto: if they fit; never changes a crop; default: "
         "%(default)s",
-        choices=("auto", "ram", "gpu", "off"),
+        choices=CACHES,
     )
     fp32: bool = option(False, "no bf16: neither on a GPU nor in a CPU's products")
     compile: bool = option(False, "torch.compile the encoders")

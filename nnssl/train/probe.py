@@ -101,7 +101,7 @@ class Probe:
         return coefficients, offset + thresholds
 
     def _voxels(self) -> Tensor:
-        """Of each scored class in the fitted crops."""
+        """How many voxels each scored class has in the fitted crops."""
         voxels = voxels_by_class(self.fitted_on, len(self.names))
         return torch.from_numpy(voxels[self.scored_classes])
 
@@ -240,12 +240,12 @@ class Probe:
 
 
 def _each(maps: Maps) -> Iterator[Maps]:
-    """Of each image its maps [1 C *grid]."""
+    """The maps [1 C *grid] of each image."""
     for number in range(len(maps[0])):
         yield [tokens[number : number + 1] for tokens in maps]
 
 
 def _maps_on_cpu(maps: Maps) -> Iterator[Maps]:
-    """Of each image its maps [C *grid], on the CPU in half the memory."""
+    """The maps [C *grid] of each image, on the CPU in half the memory."""
     for number in range(len(maps[0])):
         yield [tokens[number].half().cpu() for tokens in maps]

@@ -76,7 +76,7 @@ class LabelledCrops:
         return Crop(case, start, tuple(self._count(volume[self._slices(start)]).tolist()))
 
     def _starts(self, volume: np.ndarray, most: int) -> list[Shape]:
-        """Of the crops that `choose` takes from a volume of classes."""
+        """The first voxels of the crops that `choose` takes from a volume of classes."""
         totals = self._count(volume[volume > 0]).clip(1)[1:]
         candidates, uncovered = self._candidates(volume), volume.copy()
         chosen: list[Shape] = []

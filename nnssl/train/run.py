@@ -99,7 +99,7 @@ class Run:
     def backward(
         self, views: Iterable[dict[str, Tensor]], parts: int
     ) -> tuple[dict[str, Tensor], list[dict[str, Tensor]]]:
-        """Of the `parts` of a step: the mean losses (detached), and what each monitors."""
+        """The mean losses (detached) of the `parts` of a step, and what each monitors."""
         sums: dict[str, Tensor] = {}
         monitored = []
         with self.precision.weights():

@@ -26,9 +26,10 @@ class MultiCropConfig:
     local_views: int = 4  # half as large on each axis; 3D papers take 4 to 8
     # smallest; the largest is 1. Caron 2021: areas 0.4 to 1, so sides of 0.63 to 1
     global_side: float = 0.6
-    # Caron 2021: areas 0.05 to 0.4, so sides of 0.22 to 0.63; below 0.3 one sees
+    # Caron 2021: areas 0.05 to 0.4, so sides of 0.22 to 0.63; below 0.3 one sees little more than
+    # interpolation
     local_side_low: float = 0.3
-    local_side_high: float = 0.6  # little more than interpolation
+    local_side_high: float = 0.6
 
     def __post_init__(self) -> None:
         if self.local_views < 0:

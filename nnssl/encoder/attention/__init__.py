@@ -43,13 +43,13 @@ def window_attention(
     weight: [3C C] and offset [3C]: rows ordered as q, k, v, then heads, then channels of a head.
     bias:   [heads n n], the same for all windows.
     mask:   as in `WindowPartition`, the same for all samples; W is a multiple of nW.
-    parts:  [rows 3 C], of which nothing is read: where the Triton kernel serves, the offset's
+    parts:  [rows 3 C], of which nothing is read: where the Triton kernel is supported, the offset's
             gradient arrives there, in parts (`nnssl.encoder.stream`); elsewhere at the offset.
     Returns [W n C].
     """
     if cached.is_supported(x):
         return _cached(x, weight, offset, heads, bias, mask)
-    if parts is not None and offset is not None and _kernel_serves(_split(x, heads)):
+    if parts is not None and offset is not None and _is_kernel_supported(_split(x, heads)):
         from nnssl.encoder.attention import launch
 
         qkv = _split(F.linear(x, weight, offset.detach()), 3, heads)
@@ -57,7 +57,7 @@ def window_attention(
     qkv = _split(F.linear(x, weight, offset), 3, heads)
     if _is_exporting():
         return reference.attention(qkv, bias, mask)
-    if _kernel_serves(qkv):
+    if _is_kernel_supported(qkv):
         from nnssl.encoder.attention import launch  # Triton comes with PyTorch for CUDA only
 
         return launch.attention(qkv, bias, mask)
@@ -69,10 +69,10 @@ def _split(x: Tensor, *parts: int) -> Tensor:
     return x.unflatten(-1, (*parts, -1))
 
 
-def _kernel_serves(x: Tensor) -> bool:
+def _is_kernel_supported(x: Tensor) -> bool:
     """For [W n ... heads d]."""
     heads, d = x.shape[-2:]
-    return choice.kernel_serves(x.device, x.dtype, x.shape[1], heads, d)
+    return choice.is_supported(x.device, x.dtype, x.shape[1], heads, d)
 
 
 def _cached(

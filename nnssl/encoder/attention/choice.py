@@ -25,9 +25,9 @@ MOST_SLOTS, MOST_CHANNELS = 64, 128  # of a window, and of a head
 
 
 @torch.compiler.assume_constant_result
-def kernel_serves(device: torch.device, dtype: torch.dtype, n: int, heads: int, d: int) -> bool:
-    """For windows of n slots and heads of d channels; False, after a warning, where it should and
-    does not.
+def is_supported(device: torch.device, dtype: torch.dtype, n: int, heads: int, d: int) -> bool:
+    """For windows of n slots and heads of d channels; False, after a warning, where it should be
+    and is not.
     """
     if device.type != "cuda" or dtype not in TOLERANCES or n > MOST_SLOTS or d > MOST_CHANNELS:
         return False

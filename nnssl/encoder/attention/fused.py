@@ -13,8 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nnssl.encoder.partition import Mask
-from nnssl.types import GradContext
+from nnssl.encoder.partition import Mask, Reordered
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -35,11 +34,13 @@ def attention(
         return torch.cat(_calls(qkv, bias))
     order, inverse = _by_pattern(mask, len(qkv))
     samples = len(qkv) // len(mask.which)
-    groups = _Permute.apply(qkv, order, inverse).split([count * samples for count in mask.counts])
+    groups = Reordered.apply(qkv, order, inverse, 0).split(
+        [count * samples for count in mask.counts]
+    )
     outputs = []
     for group, pattern in zip(groups, mask.patterns, strict=True):
         outputs += _calls(group, bias + pattern)
-    return _Permute.apply(torch.cat(outputs), inverse, order)
+    return Reordered.apply(torch.cat(outputs), inverse, order, 0)
 
 
 def _by_pattern(mask: Mask, windows: int) -> tuple[Tensor, Tensor]:
@@ -62,19 +63,3 @@ def _call(qkv: Tensor, bias: Tensor) -> Tensor:
     q, k, v = qkv.permute(2, 0, 3, 1, 4)
     attended = F.scaled_dot_product_attention(q, k, v, attn_mask=bias[None].to(q.dtype))
     return attended.transpose(1, 2).flatten(2)
-
-
-class _Permute(torch.autograd.Function):
-    """x[order]; its gradient is a gather by the inverse, where PyTorch's own would add up in any
-    order.
-    """
-
-    @staticmethod
-    def forward(ctx: GradContext, x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
-        ctx.save_for_backward(inverse)
-        return x.index_select(0, order)
-
-    @staticmethod
-    def backward(ctx: GradContext, gradient: Tensor) -> tuple[Tensor, None, None]:
-        (inverse,) = ctx.saved_tensors
-        return gradient.index_select(0, inverse), None, None

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nnssl.encoder.given import Given, blocks_of
+from nnssl.encoder.stage_inputs import StageInputs, blocks_of
 from nnssl.encoder.stream import choice
 from nnssl.encoder.windows import Reordering
 from nnssl.types import GradContext
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from nnssl.encoder.blocks import Block, Stage
 
 
-def serves(stage: Stage, tokens: Tensor) -> bool:
+def is_supported(stage: Stage, tokens: Tensor) -> bool:
     """Whether `through` is the right way for tokens [B N C]: one precision, nobody who watches
     blocks, no compiler, which does the same by itself, and a GPU on which the kernels are right.
     """
@@ -34,7 +34,7 @@ def serves(stage: Stage, tokens: Tensor) -> bool:
         not torch.compiler.is_compiling()
         # before the trial, which compiles; not every other device knows autocast
         and not (tokens.is_cuda and torch.is_autocast_enabled("cuda"))
-        and choice.kernel_serves(tokens.device, tokens.dtype, tokens.shape[-1])
+        and choice.is_supported(tokens.device, tokens.dtype, tokens.shape[-1])
         and not torch.is_autocast_enabled(tokens.device.type)
         and all(_is_plain(block, tokens.dtype) for block in blocks_of(stage))
     )
@@ -52,7 +52,7 @@ def _is_plain(block: Block, dtype: torch.dtype) -> bool:
     )
 
 
-def through(stage: Stage, tokens: Tensor, given: Given) -> Tensor:
+def through(stage: Stage, tokens: Tensor, inputs: StageInputs) -> Tensor:
     """All blocks of a stage: [B N C] to [B N C], both in raster order."""
     from nnssl.encoder.blocks import from_slots, to_slots
     from nnssl.encoder.stream import launch  # Triton comes with PyTorch for CUDA only
@@ -60,10 +60,10 @@ def through(stage: Stage, tokens: Tensor, given: Given) -> Tensor:
     blocks = blocks_of(stage)
     parts = iter(_gradient_parts(blocks, launch.programs(tokens)))
     stream = _Stream(launch.added_norm, parts, tokens)
-    normed = stream.add(None, None, stage.way_to(0, given.windows), blocks[0].norm1)
+    normed = stream.add(None, None, stage.way_to(0, inputs.windows), blocks[0].norm1)
     for number, block in enumerate(blocks):
-        partition, bias, kept = given.of_block(number)
-        first, second = kept or (None, None)
+        partition, bias, scales = inputs.of_block(number)
+        first, second = scales or (None, None)
         slots = to_slots(normed, partition, block.pads_are_zero)
         of_qkv = None if block.attn.qkv.bias is None else next(parts)
         attended = block.attn.attend(slots, partition, bias, of_qkv)
@@ -73,9 +73,9 @@ def through(stage: Stage, tokens: Tensor, given: Given) -> Tensor:
         inner = launch.gelu(hidden, next(parts))
         branch = _without_bias_gradient(block.mlp.linear2, inner)
         if block is blocks[-1]:
-            stream.add(branch, second, stage.way_out(given.windows), None)
+            stream.add(branch, second, stage.way_out(inputs.windows), None)
         else:
-            way = stage.way_to(number + 1, given.windows)
+            way = stage.way_to(number + 1, inputs.windows)
             normed = stream.add(branch, second, way, blocks[number + 1].norm1)
     return stream.x
 

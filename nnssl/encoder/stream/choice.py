@@ -25,8 +25,8 @@ MOST_CHANNELS = 4096
 Outputs = Sequence[Tensor | None]
 
 
-def kernel_serves(device: torch.device, dtype: torch.dtype, channels: int) -> bool:
-    """False, after a warning, where it should and does not."""
+def is_supported(device: torch.device, dtype: torch.dtype, channels: int) -> bool:
+    """False, after a warning, where it should be and is not."""
     if device.type != "cuda" or dtype not in TOLERANCES or channels > MOST_CHANNELS:
         return False
     return _tried(device, dtype, channels)

@@ -17,8 +17,7 @@ from torch import Tensor
 from nnssl import __version__, checkpoint, files
 from nnssl.encoder.swin import Swin, SwinConfig
 from nnssl.finetune import resolve
-from nnssl.finetune.architecture import as_read
-from nnssl.finetune.plans_data import INTENSITIES
+from nnssl.finetune.architecture import INTENSITIES, as_read
 from nnssl.hu import HUPolicy
 from nnssl.recipe import RECIPE
 from nnssl.types import FINAL

@@ -15,9 +15,9 @@ from nnssl.types import PrintFn, Shape
 
 
 @dataclass(frozen=True)
-class Before:
-    """What it had derived, so that `--c` needs no repetition of it: numbers, crop in voxels, the
-    method's settings.
+class EarlierRun:
+    """What a run had derived, so that `--c` need not repeat it: numbers, crop in voxels, the
+    method's settings. All is empty where there is no run.
 
     cases: its scans' ids.
     """
@@ -28,24 +28,26 @@ class Before:
     method_config: dict | None = None
 
 
-def of(folder: Path, resume: bool, data: Path, plan: Plan, print_fn: PrintFn) -> Before:
+def read_earlier_run(
+    folder: Path, resume: bool, data: Path, plan: Plan, print_fn: PrintFn
+) -> EarlierRun:
     """The run in `folder` that continues, or nothing; ValueError as `require_free`."""
     require_free(folder, resume)
-    return read_latest(folder, data, plan, print_fn) if resume else Before()
+    return read_latest(folder, data, plan, print_fn) if resume else EarlierRun()
 
 
-def read_latest(folder: Path, data: Path, plan: Plan, print_fn: PrintFn) -> Before:
+def read_latest(folder: Path, data: Path, plan: Plan, print_fn: PrintFn) -> EarlierRun:
     """Of checkpoint_latest.pth in `folder`, nothing where there is none. `data` holds the
     preprocessed scans.
     """
     if not (folder / LATEST).exists():
-        return Before()
+        return EarlierRun()
     content = checkpoint.read(folder / LATEST)
     header, stored = content["header"], _stored(plan, data)
     cases = content["training_state"].get("cases")
     cases = cases or _began_with(header["plan"]["cases"], stored, data)
     _tell_of_others(cases, stored, print_fn)
-    return Before(header["run"], cases or None, tuple(header["crop"]), header["method_config"])
+    return EarlierRun(header["run"], cases or None, tuple(header["crop"]), header["method_config"])
 
 
 def _tell_of_others(cases: list[str], stored: list[str], print_fn: PrintFn) -> None:

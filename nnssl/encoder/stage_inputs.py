@@ -1,5 +1,5 @@
-"""The inputs of all blocks of several stages, computed at once: there are many blocks, and each
-would need a few kernels of its own.
+"""What the blocks of several stages need besides tokens, computed at once: there are many blocks,
+and each would need a few kernels of its own.
 """
 
 from __future__ import annotations
@@ -23,35 +23,39 @@ MOST_SHOWN = 1 << 23
 if TYPE_CHECKING:
     from nnssl.encoder.blocks import Block, Stage
 
-Kept = tuple[Tensor, Tensor]
+BranchScales = tuple[Tensor, Tensor]
 Alike = TypeVar("Alike", Shape, torch.Size)
 
 
-class Given(NamedTuple):
-    """Of a stage: its windows; of each block the bias [heads n n], and what its two branches count
-    for each of the batch ([B 1 1], None: all of it).
+class StageInputs(NamedTuple):
+    """What a stage needs besides its tokens.
+
+    windows:          of the stage.
+    biases:           [heads n n] of each block.
+    drop_path_scales: what each block's two branches count for each sample of the batch, [B 1 1];
+                      None: all of it.
     """
 
     windows: StageWindows
     biases: Sequence[Tensor]
-    kept: Sequence[Kept | None]
+    drop_path_scales: Sequence[BranchScales | None]
 
     def partition(self, number: int) -> WindowPartition:
-        """Of block `number`: every second one is shifted."""
+        """The partition of block `number`: every second one is shifted."""
         return self.windows.shifted if number % 2 else self.windows.plain
 
-    def of_block(self, number: int) -> tuple[WindowPartition, Tensor, Kept | None]:
-        return self.partition(number), self.biases[number], self.kept[number]
+    def of_block(self, number: int) -> tuple[WindowPartition, Tensor, BranchScales | None]:
+        return self.partition(number), self.biases[number], self.drop_path_scales[number]
 
 
-def given(stages: Sequence[Stage], tokens: Tensor) -> list[Given]:
+def stage_inputs(stages: Sequence[Stage], tokens: Tensor) -> list[StageInputs]:
     """For `stages` that follow each other, of which the first takes `tokens` [B *grid C]."""
     grid, windows = tuple(tokens.shape[1:-1]), []
     for stage in stages:
         windows.append(stage_windows(grid, stage.window, stage.mode, tokens.device, stage.axes))
         grid = ceil_div(grid, stage.downsample.step)
-    biases, kept = _biases(stages, windows), _kept_branches(stages, tokens)
-    return [Given(*one) for one in zip(windows, biases, kept, strict=True)]
+    biases, scales = _biases(stages, windows), _drop_path_scales(stages, tokens)
+    return [StageInputs(*one) for one in zip(windows, biases, scales, strict=True)]
 
 
 # -- position biases -------------------------------------------------------------------------------
@@ -144,24 +148,25 @@ def _row_indicators(index: Tensor, rows: int, dtype: torch.dtype) -> Tensor:
 # -- stochastic depth ------------------------------------------------------------------------------
 
 
-def _kept_branches(stages: Sequence[Stage], tokens: Tensor) -> list[list[Kept | None]]:
-    """Of each stage and block. All branches draw at once, the first stage's first, those that are
-    never left out as well.
+def _drop_path_scales(stages: Sequence[Stage], tokens: Tensor) -> list[list[BranchScales | None]]:
+    """By stage and block. All branches draw at once, the first stage's first, those that are never
+    left out as well.
     """
     drawing = [stage for stage in stages if stage.training and any(stage.rates)]
     rates = tuple(rate for stage in drawing for rate in stage.rates for _ in range(2))
-    branches = iter(draw_kept(rates, tokens).unbind() if rates else ())
-    found: list[list[Kept | None]] = []
+    branches = iter(draw_drop_path_scales(rates, tokens).unbind() if rates else ())
+    found: list[list[BranchScales | None]] = []
     for stage in stages:
         if stage not in drawing:
             found.append([None] * len(stage.blocks))
             continue
         both = [(next(branches), next(branches)) for _ in stage.rates]
-        found.append([kept if rate else None for kept, rate in zip(both, stage.rates, strict=True)])
+        pairs = zip(both, stage.rates, strict=True)
+        found.append([scales if rate else None for scales, rate in pairs])
     return found
 
 
-def draw_kept(rates: tuple[float, ...], tokens: Tensor) -> Tensor:
+def draw_drop_path_scales(rates: tuple[float, ...], tokens: Tensor) -> Tensor:
     """What residual branches of R `rates` count for each of a batch [B ... C]: [R B 1 1].
 
     0 for the random part that is left out, else 1 / (1 - rate): stochastic depth (arXiv
