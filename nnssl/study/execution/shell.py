@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from nnssl import trainer_path
-from nnssl.commands import Command, CommandError, run_logged, tail
+from nnssl.commands import Command, CommandError, child_environment, run_logged, tail
 from nnssl.types import PrintFn
 
 LINES = 15  # of the log, in the reason of a failure
-DEFAULTS = {"OMP_WAIT_POLICY": "PASSIVE", "MPLBACKEND": "Agg"}  # where the caller says nothing
 
 
 @dataclass(frozen=True)
@@ -55,11 +53,8 @@ def _failed_command(command: Command, status: int, log: Path) -> CommandError:
 
 
 def environment() -> dict[str, str]:
-    """The caller's, without a checkpoint that no plans name, and with our trainers where nnU-Net
-    looks.
-    """
-    variables = {**DEFAULTS, **os.environ}
-    variables.pop("nnssl_checkpoint", None)
+    """`child_environment`, with our trainers where nnU-Net looks."""
+    variables = child_environment()
     variables[trainer_path.VARIABLE] = trainer_path.with_ours(
         variables.get(trainer_path.VARIABLE, "")
     )
