@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from nnssl import address, files, weights
-from nnssl.checkpoint.header import DECODER, FORMAT_VERSION, PREFIX, problem, without_heads
+from nnssl.checkpoint.decoder_header import DECODER, without_heads
+from nnssl.checkpoint.header import FORMAT_VERSION, PREFIX, problem
 from nnssl.checkpoint.plain import CheckpointError, read_plain
 from nnssl.checkpoint.safe import SAFE, is_safe, read_safe, write_safe
 from nnssl.encoder.swin import Swin, SwinConfig
