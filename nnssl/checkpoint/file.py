@@ -65,10 +65,10 @@ class Checkpoint:
 
     def as_start(self, named: str) -> dict:
         """The header's entry `start` for an encoder that starts from this one; `named`: how the
-        user or the file is to name it.
+        user or the file is to name it. Of an address, without what may be secret.
         """
         return {
-            "checkpoint": named,
+            "checkpoint": address.public(named),
             "sha256": self.sha256,
             "method": self.method,
             "supervised": self.has_seen_labels,
