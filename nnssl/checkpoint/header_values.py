@@ -38,7 +38,7 @@ def _held_by(item: object, name: str) -> Iterable[object]:
         return item
     if not _is_single(item):
         rule = f"{name} must hold text, finite numbers, lists and mappings, as JSON does"
-        raise ValueError(f"{rule}; got {_kind(item)}")
+        raise ValueError(f"{rule}; got {_kind_of_value(item)}")
     return ()
 
 
@@ -46,7 +46,7 @@ def _is_single(item: object) -> bool:
     return item is None or isinstance(item, (str, bool)) or is_number(item)
 
 
-def _kind(item: object) -> str:
+def _kind_of_value(item: object) -> str:
     if is_integer(item):
         return f"a whole number of {item.bit_length()} bits"
     return str(item) if isinstance(item, float) else f"a {type(item).__name__}"

@@ -49,8 +49,7 @@ class EmbedOptions:
     )
     masks: Path | None = option(
         None,
-        "folder of label files, in folders and with names like the scans' (or without _0000), for "
-        "means per label",
+        "folder of label files named like the scans (or without _0000), for means per label",
         metavar="FOLDER",
     )
     dense: int | None = option(
