@@ -32,6 +32,10 @@ class BuildWithStartUpFile(build_py):
         if not self.editable_mode:
             self.copy_file(str(HERE / "trainers" / START_UP), str(Path(self.build_lib) / START_UP))
 
+    def get_source_files(self) -> list[str]:
+        """What an sdist holds: with this file, so that it can be installed."""
+        return [*super().get_source_files(), f"trainers/{START_UP}"]
+
 
 setup(
     name="nnssl-swin",

@@ -87,9 +87,9 @@ def inspect() -> int:
     """
     args = parsers.inspect_parser().parse_args()
     if args.nnunet_env:
-        from nnssl.trainer_path import trainers_folder
+        from nnssl import trainer_path
 
-        print(f'export nnUNet_extTrainer="{trainers_folder()}"')
+        print(trainer_path.shell_line(trainer_path.users_folders()))
         return 0
     return _report_errors(lambda: _inspect(args))
 

@@ -7,6 +7,10 @@ from __future__ import annotations
 
 import os
 
+TYPE_CHECKING = False  # typing's own takes long to import
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
 VARIABLE = "nnUNet_extTrainer"
 START_UP = "nnssl_trainers.pth"
 # what this process was started with, the start-up file's work included
@@ -40,3 +44,24 @@ def with_ours(value: str) -> str:
 def add_trainers() -> None:
     """Let nnU-Net find our trainers in this process and those that it starts."""
     os.environ[VARIABLE] = with_ours(os.environ.get(VARIABLE, ""))
+
+
+def shell_line(folders: Iterable[str]) -> str:
+    """What to type for nnU-Net to find our trainers as well as those in `folders`."""
+    import shlex  # not at each start of Python
+
+    return f"export {VARIABLE}={shlex.quote(with_ours(os.pathsep.join(folders)))}"
+
+
+def users_folders() -> list[str]:
+    """Those that the variable names, without other copies of ours: nnU-Net takes the first trainer
+    of a name.
+    """
+    named = os.environ.get(VARIABLE, "").split(os.pathsep)
+    return [folder for folder in named if folder.strip() and not is_other_copy(folder)]
+
+
+def is_other_copy(folder: str) -> bool:
+    """Whether it holds the trainers of another copy of this package."""
+    there = os.path.isfile(os.path.join(folder, "nnssl_swin_ssl.py"))  # noqa: PTH113, PTH118
+    return there and folder != trainers_folder()

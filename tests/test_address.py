@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
+import urllib.request
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +15,7 @@ from synthetic_server import COMMIT, serving
 
 from nnssl import address, checkpoint, cli, files
 from nnssl.address import resolve, web
+from nnssl.checkpoint.card import card
 from nnssl.finetune import checkpoint_choice
 from nnssl.study.design import values
 from nnssl.train import initial_encoder
@@ -71,6 +76,7 @@ def test_without_a_connection_the_earlier_file_serves(server, monkeypatch):
         (404, {}, r"the server returned 404.*open the address in a browser"),
         (503, {}, "the server returned 503"),
         (302, {"Location": "http://example.org/a.pth"}, "'http://example.org/a.pth' is refused"),
+        (302, {"Location": "https://[bad/a.pth"}, "leads to what is not an address: Invalid IPv6"),
         (302, {"Location": "file:///etc/passwd"}, "cannot be downloaded|is refused"),
         (200, {"Content-Type": "text/html; charset=utf-8"}, "is a web page, not a file of weights"),
         (200, {"Content-Length": "999"}, "was interrupted after 7 of 999 bytes"),
@@ -104,6 +110,11 @@ def test_more_than_was_said_is_not_taken(server, monkeypatch):
             "ftp://example.org/a.pth",
             r"is not the address of a file; addresses are hf://owner/repo/file",
         ),
+        ("https://[bad/a.pth", "is not the address of a file: Invalid IPv6 URL"),
+        ("https://example.org:x/a.pth", "is not the address of a file: Port could not be cast"),
+        ("https://example.org/ä b.pth", r"as in https://example\.org/%C3%A4%20b\.pth"),
+        ("https://huggingface.co/a/b/blob/main/x%2F..%2Fy", "leads out of the repository"),
+        ("https://huggingface.co/a/b/blob/main/x%40y", "names a file with @, . or # in its name"),
         ("hf://owner", "is not the address of a file"),
         ("hf://owner/repo/../../secret", "leads out of the repository"),
         ("https://example.org/a.pth#sha256=12", "64 hexadecimal digits"),
@@ -120,6 +131,70 @@ def test_a_pinned_file_must_be_the_one(server):
     assert address.local(f"{where}#sha256={right}").read_bytes() == b"content"
     with pytest.raises(address.AddressError, match="the file has changed"):
         address.local(f"{where}#sha256={'0' * 64}")
+
+
+def test_another_server_does_not_lead_to_this_machine(server):
+    """By http, that is; a server of this machine may."""
+    handler, request = web._Redirects(), urllib.request.Request("https://example.org/a.pth")
+    where = server.put("/a.pth", b"content")
+    with pytest.raises(web.WebError, match="is refused: addresses begin with https"):
+        handler.redirect_request(request, None, 302, "", {}, where)
+    server.says["/b.pth"] = (302, {"Location": where})
+    assert address.local(f"{server.address}/b.pth").read_bytes() == b"content"
+
+
+def test_a_cache_that_cannot_be_written_is_no_fault_of_the_connection(server, monkeypatch):
+    def refuse(path):
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    where, hub = server.put("/a.pth", b"content"), server.put_hub(REPO, "a.pth", b"content")
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "atomic", refuse)
+        message = r"cannot be written to the cache: .*Read-only.*export HF_HOME=FOLDER"
+        with pytest.raises(address.AddressError, match=message):
+            address.local(where)
+        patch.setattr(os, "makedirs", lambda path, **_: refuse(path))
+        patch.setattr(Path, "mkdir", lambda path, **_: refuse(path))
+        with pytest.raises(address.AddressError, match=message):
+            address.local(hub)
+    path = address.local(where)
+    server.put("/a.pth", b"newer")
+    monkeypatch.setattr(files, "atomic", refuse)
+    with pytest.warns(UserWarning, match="Read-only file system"):
+        assert address.local(where) == path
+
+
+def test_what_may_be_secret_is_recorded_nowhere(server, monkeypatch, tmp_path):
+    """In plans and headers; the file is found by its hash then."""
+    server.put("/a.pth", pretrained(tmp_path))
+    where = f"{server.address}/a.pth?token=secret"
+    choice = checkpoint_choice.choose({"checkpoint_path": where})
+    loaded = checkpoint.load(choice.path)
+    info = checkpoint_choice.pretrain_info(choice, loaded)
+    assert info["checkpoint_path"] == f"{server.address}/a.pth"
+    start = loaded.as_start("https://me:word@host/a.pth?token=secret")
+    assert start["checkpoint"] == "https://host/a.pth"
+    old = replace(loaded, header=loaded.header | {"start": start | {"checkpoint": where}})
+    assert "secret" not in card(old)
+    here = replace(loaded, header=loaded.header | {"start": start | {"checkpoint": r"C:\me\a.pth"}})
+    assert "| a.pth" in card(here)
+    assert r"C:" not in card(here)
+    server.says["/a.pth"] = (403, {})
+    assert checkpoint_choice.choose(info).path == choice.path  # by its hash, in the cache
+    elsewhere = info | {"sha256": "0" * 64, "checkpoint_path": "https://[bad/a.pth"}
+    with pytest.raises(
+        address.AddressError, match=r"without user, password and query.*export nnssl"
+    ):
+        checkpoint_choice.choose(elsewhere)
+
+
+def test_an_address_without_secrets_stays():
+    pin = f"https://host:8080/a.pth#sha256={'0' * 64}"
+    for where in ("hf://a/b/c@main", "a/b?c.pth", pin, "https://host/a.pth"):
+        assert address.public(where) == where
+    assert address.public(f"https://u:p@host/a?b#sha256={'0' * 64}").startswith(
+        "https://host/a#sha"
+    )
 
 
 def test_paths_stay_paths(tmp_path):
@@ -150,6 +225,8 @@ def test_pages_of_the_hub_are_files_of_the_hub():
     for kind in ("resolve", "blob"):
         page = f"https://huggingface.co/{REPO}/{kind}/main/sub/a.pth?download=true"
         assert str(resolve._hub_file(page)) == f"hf://{REPO}/sub/a.pth@main"
+    page = f"https://huggingface.co/{REPO}/blob/refs%2Fpr%2F1/sub/a%20b.pth"
+    assert str(resolve._hub_file(page)) == f"hf://{REPO}/sub/a b.pth@refs/pr/1"
     assert resolve._hub_file(f"hf://{REPO}").file == address.MODEL
     assert resolve._hub_file("https://example.org/a.pth") is None
 
@@ -162,6 +239,14 @@ def test_the_cache_of_the_hub_serves_offline(server, monkeypatch):
     assert address.local(where) == path
     with pytest.raises(address.AddressError, match=f"hf download {REPO} b.pth"):
         address.local(f"hf://{REPO}/b.pth")
+    assert len(server.requested) == before
+
+
+def test_a_commit_in_the_cache_needs_no_server(server):
+    server.put_hub(REPO, "a.pth", b"content")
+    path = address.local(f"hf://{REPO}/a.pth@{COMMIT}")
+    before = len(server.requested)
+    assert address.local(f"hf://{REPO}/a.pth@{COMMIT}") == path
     assert len(server.requested) == before
 
 

@@ -5,6 +5,7 @@ part.
 from __future__ import annotations
 
 import io
+import json
 import random
 import struct
 import sys
@@ -21,7 +22,10 @@ from synthetic_checkpoints import pretrained
 from nnssl import checkpoint, cli, files
 from nnssl.checkpoint import CheckpointError
 from nnssl.checkpoint.card import card
+from nnssl.checkpoint.decoder_header import without_heads
 from nnssl.checkpoint.header import problem
+from nnssl.encoder.swin import Swin
+from nnssl.network.decoders import make_decoder
 
 NAME = "encoder.layers2.0.blocks.0.mlp.linear1.weight"
 
@@ -159,6 +163,11 @@ def test_half_precision_is_no_fault_and_is_read_as_single(whole, tmp_path):
 
 # -- headers -------------------------------------------------------------------------------------
 
+LOOP: list = []
+LOOP.append(LOOP)
+DOUBLING: list = []
+for _ in range(60):
+    DOUBLING = [DOUBLING, DOUBLING]  # as JSON it has 2^60 lists
 HOSTILE = (
     None,
     3,
@@ -183,6 +192,19 @@ HOSTILE = (
     [float("nan")] * 3,
     [0, 0, 0],
     [-1, 1, 1],
+    1e308,
+    -1e308,
+    10**400,
+    -(10**400),
+    48 * 10**400,
+    [10**400] * 3,
+    10**5000,
+    {"loss": float("nan")},
+    {"loss": torch.zeros(2)},
+    {"loss": LOOP},
+    {"loss": DOUBLING},
+    {(1, 2): 3},
+    b"x",
 )
 PLACES = (
     ("format_version",),
@@ -218,6 +240,7 @@ def test_whatever_stands_in_a_header_it_is_shown_or_refused(whole, place):
             continue
         loaded = replace(original, header=content["header"], citations=content["citations"])
         assert "\x1b" not in checkpoint.describe(loaded)
+        json.loads(checkpoint.to_json(loaded), parse_constant=pytest.fail)
         assert "\x1b" not in card(loaded)
         assert loaded.header.get("preset", "").isprintable()  # a run that starts from it prints it
         sizes = (
@@ -227,6 +250,46 @@ def test_whatever_stands_in_a_header_it_is_shown_or_refused(whole, place):
         )
         assert sizes == (ENCODER.embed_dim, ENCODER.depths, ENCODER.mlp_ratio)
         assert len(loaded.crop) == 3
+
+
+def test_what_json_cannot_hold_says_so(whole, tmp_path):
+    content = content_of(whole)
+    content["header"]["metrics"] = {"loss": torch.zeros(2)}
+    with pytest.raises(CheckpointError, match=r"header must hold text, finite.*got a Tensor"):
+        checkpoint.load(saved(tmp_path, content))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"name": "light", "norm": "dataset"}, None),
+        ({"name": "of a later version", "width": 5}, None),
+        ({"name": "light"}, "tensors must be those of {'name': 'light'}; got"),
+        ({"name": "light", "norm": "dataset", "widths": [2500, 16, 16, 16, 16]}, "got .'lifts.0"),
+        ({"name": "light", "widths": [10**15] * 5}, "lists of widths up to 65536; got"),
+        ({"name": "light", "width": "x"}, "does not take these options"),
+        ({"norm": "dataset"}, "decoder must have a name"),
+    ],
+)
+def test_a_decoder_is_the_one_that_the_header_names(whole, tmp_path, options, message):
+    """No network is built by a header alone."""
+    content = content_of(whole)
+    encoder = Swin(checkpoint.load(whole).encoder_config)
+    light = make_decoder({"name": "light", "norm": "dataset"}, encoder, 2, True).state_dict()
+    content["network_weights"] |= {f"decoder.{name}": w for name, w in without_heads(light).items()}
+    content["header"]["decoder"] = options
+    if message is None:
+        assert checkpoint.load(saved(tmp_path, content)).decoder == options
+        return
+    with pytest.raises(CheckpointError, match=message):
+        checkpoint.load(saved(tmp_path, content))
+
+
+def test_a_decoder_without_tensors_is_refused(whole, tmp_path):
+    content = content_of(whole)
+    content["header"]["decoder"] = {"name": "light", "norm": "dataset"}
+    with pytest.raises(CheckpointError, match="the decoder's tensors must be those of"):
+        checkpoint.load(saved(tmp_path, content))
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -186,10 +187,17 @@ def test_inspect_wants_a_checkpoint_that_is_one(call, tmp_path):
     assert "cannot be read as a checkpoint" in err
 
 
-def test_the_line_for_nnunet(call):
+def test_the_line_for_nnunet_keeps_the_users_folders(call, tmp_path, monkeypatch):
+    """But no other copy of ours, of which nnU-Net would take the trainers."""
+    own, copy = tmp_path / "their $own", tmp_path / "copy"
+    copy.mkdir()
+    (copy / "nnssl_swin_ssl.py").touch()
+    monkeypatch.setenv("nnUNet_extTrainer", f"{own}{os.pathsep}{copy}")
     code, out, _ = call("inspect", "--nnunet-env")
     assert code == 0
-    folder = out.strip().removeprefix('export nnUNet_extTrainer="').removesuffix('"')
+    _, assigned = shlex.split(out)
+    first, folder = assigned.removeprefix("nnUNet_extTrainer=").split(os.pathsep)
+    assert first == str(own)
     assert (Path(folder) / "nnssl_swin_ssl.py").is_file()
 
 

@@ -24,6 +24,7 @@ from nnssl.convert import sources
 from nnssl.convert.conversion import ConvertRequest, convert
 from nnssl.encoder.config import SwinConfig
 from nnssl.encoder.swin import Swin
+from nnssl.encoder.windows import relative_index
 from nnssl.finetune import checkpoint_choice
 from nnssl.finetune.architecture import architecture
 from nnssl.network.swin_unetr import SwinUNETR
@@ -343,6 +344,15 @@ REFUSED = {
         (),
         "its bias table cannot be used",
     ),
+    "an index that the file does not hold": (
+        lambda c: changed(
+            c,
+            "module.layers4.0.blocks.0.attn.relative_position_index",
+            torch.zeros(1, dtype=torch.long).expand(8, 8),
+        ),
+        (),
+        "its bias table cannot be used",
+    ),
     "odd windows": (
         lambda c: changed(
             c, "module.layers1.0.blocks.0.attn.relative_position_bias_table", torch.zeros(30, 1)
@@ -423,6 +433,18 @@ def test_the_same_weights_under_any_prefix(call, swinvit, prefix):
     assert f"{len(weights)} of {len(weights)} tensors from the file" in out
     bias = weights["encoder.patch_embed.proj.bias"]
     assert torch.equal(bias, plain["patch_embed.proj.bias"].float())
+
+
+@pytest.mark.parametrize("window", [7, 400])
+def test_bias_tables_of_parts_that_are_left_out_are_not_checked(call, swinvit, window):
+    """A head in 2D is no fault, and a table that takes next to nothing in the file no memory."""
+    table = torch.zeros(1).expand((2 * window - 1) ** 2, 3)
+    state = swinvit["state_dict"] | {
+        "module.decoder.a.relative_position_bias_table": table,
+        "module.decoder.a.relative_position_index": relative_index((7, 7), 7, "exact"),
+    }
+    code, _, err, _ = call(swinvit | {"state_dict": state})
+    assert code == 0, err
 
 
 def test_one_of_two_encoders_is_chosen_by_its_prefix(call, swinvit):
@@ -520,6 +542,10 @@ def test_files_are_neither_overwritten_nor_converted_twice(call, swinvit, tmp_pa
     assert "exists; choose another -o" in err
     ours = path.rename(tmp_path / "ours.pth")
     assert "is a checkpoint of this package already" in call(ours)[2]
+    code, _, err, half = call(ours, "--half")
+    assert code == 0, err
+    assert half.stat().st_size < 0.6 * ours.stat().st_size
+    half.unlink()
     assert "no file at" in call(tmp_path / "none.pt")[2]
 
 

@@ -4,7 +4,9 @@ line that fixes it.
 
 from __future__ import annotations
 
+import ast
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -16,7 +18,7 @@ from synthetic_checkpoints import pretrained
 from synthetic_plans import DATASET, nnunet_plans
 
 from nnssl import cli, files, finetune, trainer_path, weights
-from nnssl.doctor import finding, machine
+from nnssl.doctor import discovery, finding, machine, packages
 from nnssl.finetune import checkpoint_choice
 from nnssl.finetune.architecture import INFO
 from nnssl.plans.derive import PREPROCESSED
@@ -381,6 +383,31 @@ def test_another_copy_that_nnunet_finds_is_no_fault(sound, monkeypatch, capsys):
     code, said = diagnosis(monkeypatch, capsys)
     assert code == 0
     assert f"nnU-Net's commands use the trainers of another copy: {other}" in said
+
+
+def test_the_line_that_names_our_trainers_keeps_the_users(sound, monkeypatch):
+    """Of their folders those that nnU-Net can use."""
+    own, copy, gone = (sound["tmp"] / name for name in ("theirs", "copy", "gone"))
+    for folder in (own, copy):
+        folder.mkdir()
+    (copy / "nnssl_swin_ssl.py").touch()
+    named = os.pathsep.join(map(str, [own, copy, gone, REPOSITORY]))
+    monkeypatch.setenv(trainer_path.VARIABLE, named)
+    wanted = os.pathsep.join([str(own), trainer_path.trainers_folder()])
+    findings = discovery.trainers()
+    assert len(findings) == 2
+    assert {one.remedy for one in findings} == {f"export nnUNet_extTrainer={wanted}"}
+
+
+def test_all_that_is_installed_along_is_looked_at():
+    """A package that another one brings along may be missing all the same."""
+    (needed,) = (
+        ast.literal_eval(node.value)
+        for node in ast.walk(ast.parse((REPOSITORY / "setup.py").read_text()))
+        if isinstance(node, ast.keyword) and node.arg == "install_requires"
+    )
+    names = {re.match(r"[\w-]+", one)[0] for one in needed}
+    assert {*packages.PLAIN.values(), "torch", "nnunetv2"} == names
 
 
 def test_what_is_wrong_needs_a_remedy():

@@ -284,6 +284,22 @@ def test_neighbours_of_the_same_group_are_counted():
         neighbours.draw_pictures(one, None, False, print)
 
 
+def test_folders_of_one_scan_choose_no_stage(tmp_path, monkeypatch):
+    """And more folders than colours have no legend, which would cover the points."""
+    names, random = [f"p{number}" for number in range(24)], np.random.default_rng(0)
+    stages = [random.standard_normal((24, width)).astype(np.float32) for width in (3, 4, 5, 6, 7)]
+    many = table.FeatureTable(names, names, stages, [])
+    said, figures = [], []
+    monkeypatch.setattr(neighbours, "_save", lambda figure, path: figures.append(figure))
+    neighbours.draw_pictures(many, tmp_path, False, said.append)
+    assert [line.rpartition(": ")[2] for line in said] == ["by stage3"]
+    assert [axes.get_legend() for axes in figures[1].axes] == [None, None]
+    few = table.FeatureTable(names, ["a", "b"] * 12, stages, [])
+    neighbours.draw_pictures(few, tmp_path, False, said.append)
+    assert said[1].startswith("fraction of scans whose nearest neighbour is in their own folder")
+    assert figures[3].axes[1].get_legend() is not None
+
+
 def test_queries_take_every_group_in_turn():
     groups = ["a"] * 10 + ["b"] * 2
     features = table.FeatureTable([f"{n:02}" for n in range(12)], groups, [], [])

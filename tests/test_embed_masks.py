@@ -1,4 +1,6 @@
-"""Labels belong to the scan's voxels: those on another grid of the same shape are refused."""
+"""Labels belong to the scan's voxels: those on another grid of the same shape are refused, and no
+scan gets those of another.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +13,7 @@ from synthetic_scans import ct_array
 
 from nnssl.data.refusals import UnusableScanError
 from nnssl.data.volumes import read_volume
+from nnssl.embed.masks import find_label_files, match_masks
 from nnssl.embed.scan import read_labels
 
 SHAPE = (18, 24, 28)
@@ -89,3 +92,55 @@ def test_labels_written_with_the_scans_affine_are_read_though_its_forms_differ(t
     with pytest.raises(UnusableScanError, match="are on another grid"):
         read_labels(path, scan)
     assert np.array_equal(read_labels(path, scan, tmp_path / "ct.nii.gz"), labels())
+
+
+@pytest.mark.parametrize(
+    ("scans", "masks", "matches"),
+    [
+        (["p0/ct", "p1/ct"], ["p0/ct"], {"p0/ct": "p0/ct"}),
+        (["1/2/ct", "2/1/ct"], ["1/2/ct", "2/1/ct"], {"1/2/ct": "1/2/ct", "2/1/ct": "2/1/ct"}),
+        (["p1/ct", "p2/ct"], ["p1_seg/ct", "p2_seg/ct"], {}),
+        (["p1/ct"], ["p2/ct", "p3/ct"], {}),
+        (["p1/ct", "p2/ct"], ["p3/ct"], {}),
+        (["Tr/p1/ct", "Tr/p2/ct"], ["p2/ct"], {"Tr/p2/ct": "p2/ct"}),
+        (["s0_0000", "s0_0001"], ["s0"], {"s0_0000": "s0"}),
+        (["s0", "more/s0"], ["s0", "more/s0"], {"s0": "s0", "more/s0": "more/s0"}),
+        (["images/s0_0000"], ["labels/a/s0"], {"images/s0_0000": "labels/a/s0"}),
+    ],
+)
+def test_a_mask_is_that_of_the_same_folders(tmp_path, scans, masks, matches):
+    """By name alone only where one scan and one mask have it: nobody notices another's mask."""
+    there = touched(tmp_path / "scans", scans)
+    touched(tmp_path / "masks", masks)
+    found = matched(there, [tmp_path / "scans"], tmp_path / "masks")
+    wanted = {("scans", scan): ("masks", mask) for scan, mask in matches.items()}
+    assert found == {
+        tmp_path / a / f"{scan}.nii.gz": tmp_path / b / f"{mask}.nii.gz"
+        for (a, scan), (b, mask) in wanted.items()
+    }
+
+
+def touched(folder, names):
+    paths = [folder / f"{name}.nii.gz" for name in names]
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    return paths
+
+
+def matched(scans, tops, folder):
+    return match_masks(scans, tops, find_label_files(folder), folder)
+
+
+def test_no_scan_is_its_own_mask(tmp_path):
+    """With the whole dataset as the folder of masks; nor is another scan one."""
+    scans = touched(tmp_path / "imagesTr", ["s0_0000", "s1_0000"])
+    (mask,) = touched(tmp_path / "labelsTr", ["s0"])
+    assert matched(scans, [tmp_path / "imagesTr"], tmp_path) == {scans[0]: mask}
+
+
+def test_patients_that_are_given_one_by_one_have_their_own_masks(tmp_path):
+    scans = touched(tmp_path / "scans", ["p1/ct", "p2/ct"])
+    masks = touched(tmp_path / "masks", ["p1/ct", "p2/ct"])
+    tops = [scan.parent for scan in scans]
+    assert matched(scans, tops, tmp_path / "masks") == dict(zip(scans, masks, strict=True))

@@ -129,6 +129,25 @@ def test_what_is_not_there_is_named_with_what_is(tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"", "EOFError"), (b"text", "Error"), (None, "KeyError: 'trainer_name'")],
+)
+def test_what_is_no_model_of_nnunet_is_refused(tmp_path, content, message):
+    """An empty file, text, and a pretraining's checkpoint, in place of the checkpoint of a fold."""
+    path = tmp_path / "fold_0" / "checkpoint_final.pth"
+    path.parent.mkdir()
+    for name in ("plans.json", "dataset.json"):
+        files.write_json(tmp_path / name, {})
+    if content is None:
+        pretrained(path.parent)
+    else:
+        path.write_bytes(content)
+    wanted = rf"fold_0.checkpoint_final\.pth cannot be read as a model of nnU-Net: .*{message}"
+    with pytest.raises(export.ExportError, match=wanted):
+        trained.load_model_folder(tmp_path, "0", path.name)
+
+
 def test_a_missing_package_is_named_with_the_extra(tmp_path, monkeypatch):
     monkeypatch.setattr(formats, "find_spec", lambda name: None)
     with pytest.raises(export.ExportError, match=r"nnssl-swin\[export\].*--formats pt2"):

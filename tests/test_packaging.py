@@ -80,6 +80,20 @@ def test_released_weights_are_shipped_with_their_cards(wheel, sources):
             assert wheel.read(f"nnssl/weights/{one.name}/{path.name}") == path.read_bytes()
 
 
+def test_what_is_built_from_the_sdist_is_the_same_wheel(wheel, sources, tmp_path):
+    """As `pip install nnssl_swin-*.tar.gz` builds it: the sources hold all that it needs."""
+    (path,) = (sources / "dist").glob("*.tar.gz")
+    with tarfile.open(path) as archive:
+        archive.extractall(tmp_path, filter="data")
+    (unpacked,) = tmp_path.iterdir()
+    subprocess.run(
+        [sys.executable, "setup.py", "-q", "bdist_wheel"], cwd=unpacked, check=True, timeout=300
+    )
+    (built,) = (unpacked / "dist").glob("*.whl")
+    with zipfile.ZipFile(built) as again:
+        assert sorted(again.namelist()) == sorted(wheel.namelist())
+
+
 def test_citation_and_changelog_are_of_this_version():
     citation = yaml.safe_load((REPOSITORY / "documentation" / "CITATION.cff").read_text())
     assert citation["version"] == nnssl.__version__

@@ -8,11 +8,23 @@ web       a file of any server, in the cache
 from nnssl.address.resolve import (
     MODEL,
     AddressError,
+    fetched,
     is_address,
     local,
     path_or_address,
     pinned,
+    public,
     released,
 )
 
-__all__ = ["MODEL", "AddressError", "is_address", "local", "path_or_address", "pinned", "released"]
+__all__ = [
+    "MODEL",
+    "AddressError",
+    "fetched",
+    "is_address",
+    "local",
+    "path_or_address",
+    "pinned",
+    "public",
+    "released",
+]

@@ -14,10 +14,12 @@ Each may end with #sha256=..., and is refused where the file has another one.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 from nnssl import files, weights
 from nnssl.weights import MODEL
@@ -34,6 +36,7 @@ HUB_PAGE = re.compile(
 )
 PIN = re.compile(r"(?P<where>[^#]+)#sha256=(?P<sha256>[0-9a-f]{64})")
 COMMIT = re.compile(r"[0-9a-f]{40}")
+UNWRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 class AddressError(ValueError):
@@ -118,7 +121,7 @@ def pinned(where: Path | str, path: Path) -> str:
     """How plans record `where`, whose file is `path`, so that it means the same file later.
 
     A branch of Hugging Face becomes the commit, a path is made absolute; released weights are
-    named.
+    named. Others may read plans: an address is recorded as `public` has it.
     """
     for name, one in weights.RELEASED.items():
         if path.resolve() == one.file:
@@ -130,7 +133,30 @@ def _at_commit(text: str, path: Path) -> str:
     """The address of the commit by which the cache of Hugging Face keeps `path`; others stay."""
     hub = _hub_file(_unpinned(text)[0])
     commit = next(filter(COMMIT.fullmatch, reversed(path.parts)), None)
-    return str(replace(hub, revision=commit)) if hub and commit else text
+    return str(replace(hub, revision=commit)) if hub and commit else public(text)
+
+
+def public(where: str) -> str:
+    """An address of a server without user, password and query, which may be secret; others stay."""
+    if not where.startswith(("https://", "http://")):
+        return where
+    address, _, pin = where.partition("#")
+    try:
+        parts = urlsplit(address)
+    except ValueError:  # no address, which `local` refuses
+        return address.partition("?")[0]
+    kept = f"#{pin}" if PIN.fullmatch(where) else ""
+    host = parts.netloc.rpartition("@")[2]
+    return urlunsplit((parts.scheme, host, parts.path, "", "")) + kept
+
+
+def fetched(name: str) -> list[Path]:
+    """The files of this name that came from any server: an address may be known without its query,
+    and not work without it.
+    """
+    from nnssl.address import web  # not when a command merely asks for its options
+
+    return sorted(folder / name for folder in web.kept_folders() if (folder / name).is_file())
 
 
 def _unpinned(text: str) -> tuple[str, str | None]:
@@ -154,11 +180,19 @@ def _hub_file(text: str) -> HubFile | None:
 
 
 def _hub_file_of(found: re.Match[str]) -> HubFile:
-    """The file at an address that HUB or HUB_PAGE matches."""
-    file = found["file"] or MODEL
+    """The file at an address that HUB or HUB_PAGE matches; a browser writes some characters with
+    %.
+    """
+    file, revision = found["file"] or MODEL, found["before"] or found["after"] or None
+    if found.re is HUB_PAGE:
+        file, revision = unquote(file), revision and unquote(revision)
     if ".." in file.split("/"):
         raise AddressError(f"{found[0]!r} leads out of the repository; addresses are {EXAMPLES}")
-    return HubFile(found["repo"], file, found["before"] or found["after"] or None)
+    if set("@?#") & set(file):
+        raise AddressError(
+            f"{found[0]!r} names a file with @, ? or # in its name: download it, and give its path"
+        )
+    return HubFile(found["repo"], file, revision)
 
 
 def _from_web(url: str) -> Path:
@@ -183,7 +217,7 @@ def _from_hub(wanted: HubFile) -> Path:
     # read now, and not when huggingface_hub was imported: a notebook may set it later
     endpoint, offline = os.environ.get("HF_ENDPOINT") or None, web.offline()
     try:
-        if not offline:
+        if not offline and not _is_kept(wanted):
             _check_size(wanted, endpoint)
         path = huggingface_hub.hf_hub_download(
             wanted.repo,
@@ -197,6 +231,16 @@ def _from_hub(wanted: HubFile) -> Path:
         raise
     except Exception as error:  # those of several libraries
         raise AddressError(f"{wanted} {_why(wanted, error, offline)}") from error
+
+
+def _is_kept(wanted: HubFile) -> bool:
+    """Whether the cache has the file of a commit, which never changes: no server is contacted."""
+    from huggingface_hub import try_to_load_from_cache
+
+    if wanted.revision is None or not COMMIT.fullmatch(wanted.revision):
+        return False
+    found = try_to_load_from_cache(wanted.repo, wanted.file, revision=wanted.revision)
+    return isinstance(found, str)
 
 
 def _check_size(wanted: HubFile, endpoint: str | None) -> None:
@@ -230,6 +274,10 @@ def _why(wanted: HubFile, error: Exception, offline: bool) -> str:
 
     if isinstance(error, errors.LocalEntryNotFoundError):
         return _why_not_cached(wanted, offline)
+    if isinstance(error, OSError) and error.errno in UNWRITABLE:
+        from nnssl.address import web
+
+        return web.unwritable(error)
     first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
     known = _known_reasons(f"https://huggingface.co/{wanted.repo}")
     reasons = (reason for kind, reason in known.items() if isinstance(error, kind))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import os
 import re
+import string
 import urllib.error
 import urllib.request
 import warnings
@@ -12,7 +13,7 @@ from contextlib import suppress
 from http.client import HTTPMessage, HTTPResponse
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from nnssl import files
 
@@ -28,6 +29,14 @@ CHANGED = {"ETag": "If-None-Match", "Last-Modified": "If-Modified-Since"}
 
 class WebError(ValueError):
     """The file cannot be fetched; the message says why and what to type."""
+
+
+class _UnwritableError(WebError):
+    """The cache cannot be written: no fault of the server's, or of the connection's."""
+
+
+class _BrokenError(ConnectionError):
+    """The connection ended while a file came."""
 
 
 def offline() -> bool:
@@ -54,7 +63,7 @@ def fetch(url: str, largest: int) -> Path:
     The server says whether it changed. Where it does not respond, or must not be contacted
     (`offline`), the file of an earlier download is taken; in the first case with a warning.
     """
-    _require_safe_url(url)
+    _require_url(url)
     path = _cached_path(url)
     known = _known(path)
     if offline():
@@ -76,6 +85,10 @@ def fetch(url: str, largest: int) -> Path:
         _warn_of_earlier(url, reason)
     except files.NoRoomError:
         raise
+    except _UnwritableError as error:
+        if not known:
+            raise
+        _warn_of_earlier(url, error)
     except (OSError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", None) or error
         if not known:
@@ -101,6 +114,11 @@ def _cached_path(url: str) -> Path:
     return cache() / files.fingerprint(url) / _file_name(url)
 
 
+def kept_folders() -> list[Path]:
+    """One for each file in the cache."""
+    return [note.parent for note in cache().glob(f"*/{NOTE}")]
+
+
 def _file_name(url: str) -> str:
     """A safe one, after the last part of the path."""
     name = unquote(urlsplit(url).path).rsplit("/", 1)[-1]
@@ -111,22 +129,42 @@ def _opened(url: str, known: dict) -> HTTPResponse:
     """The server's response; HTTPError 304 where the file is still that of the note `known`."""
     conditions = {CHANGED[key]: value for key, value in known.items() if key in CHANGED}
     request = urllib.request.Request(url, headers={"User-Agent": "nnssl-swin", **conditions})
-    return urllib.request.build_opener(_Redirects).open(request, timeout=TIMEOUT)
+    try:
+        return urllib.request.build_opener(_Redirects).open(request, timeout=TIMEOUT)
+    except WebError:
+        raise
+    except ValueError as error:  # of urllib, before our handler sees it
+        raise WebError(f"{url} leads to what is not an address: {error}") from error
 
 
-def _require_safe_url(url: str) -> None:
-    if not _is_safe(url):
+def _require_url(url: str) -> None:
+    """Raises WebError unless it is an address as a browser copies it, and a safe one."""
+    if not (url.isascii() and url.isprintable() and " " not in url):
+        raise WebError(
+            f"{url!r} has characters that no address has; copy it from the browser, which writes "
+            f"them with %, as in {quote(url, safe=string.punctuation)}"
+        )
+    _require_safe_url(url)
+
+
+def _require_safe_url(url: str, may_be_here: bool = True) -> None:
+    """may_be_here: whether http:// is allowed to this machine."""
+    if not _is_safe(url, may_be_here):
         raise WebError(
             f"{url!r} is refused: addresses begin with https:// or hf://, since http:// can be "
             "tampered with; it is allowed only for this machine"
         )
 
 
-def _is_safe(url: str) -> bool:
-    parts = urlsplit(url)
+def _is_safe(url: str, may_be_here: bool) -> bool:
+    try:
+        parts = urlsplit(url)
+        _ = parts.port  # ValueError where it is no number
+    except ValueError as error:
+        raise WebError(f"{url!r} is not the address of a file: {error}") from error
     if parts.scheme == "https":
         return bool(parts.hostname)
-    return parts.scheme == "http" and parts.hostname in THIS_MACHINE
+    return may_be_here and parts.scheme == "http" and parts.hostname in THIS_MACHINE
 
 
 def _known(path: Path) -> dict:
@@ -146,19 +184,37 @@ def _warn_of_earlier(url: str, why: object) -> None:
 
 
 def _store(response: HTTPResponse, url: str, path: Path, largest: int) -> None:
-    """Write the file and the note beside it. Raises WebError for what is not the whole file."""
+    """Write the file and the note beside it. Raises WebError for what is not the whole file, or
+    where nothing can be written.
+    """
     size = _promised_size(response.headers, url)
     _check_size(url, size, largest)
-    with files.atomic(path) as temporary, _download_bar(path.name, size) as bar:
-        got = _copy(response, temporary, bar, largest)
-        _check_size(url, got, largest)
-        if size is not None and got != size:
-            raise WebError(
-                f"{url} was interrupted after {got} of {size} bytes; type the same command again"
-            )
-    files.write_json(
-        path.parent / NOTE, {"url": url, "bytes": got, **_version_headers(response.headers)}
+    try:
+        with files.atomic(path) as temporary, _download_bar(path.name, size) as bar:
+            got = _copy(response, temporary, bar, largest)
+            _check_size(url, got, largest)
+            _check_whole(url, got, size)
+        note = {"url": url, "bytes": got, **_version_headers(response.headers)}
+        files.write_json(path.parent / NOTE, note)
+    except (_BrokenError, files.NoRoomError):
+        raise
+    except OSError as error:
+        raise _UnwritableError(f"{url} {unwritable(error)}") from error
+
+
+def unwritable(error: OSError) -> str:
+    """How a message about a file ends that cannot be kept."""
+    return (
+        f"cannot be written to the cache: {error}. Name a folder that can be written: export "
+        "HF_HOME=FOLDER"
     )
+
+
+def _check_whole(url: str, got: int, size: int | None) -> None:
+    if size is not None and got != size:
+        raise WebError(
+            f"{url} was interrupted after {got} of {size} bytes; type the same command again"
+        )
 
 
 def _version_headers(headers: HTTPMessage) -> dict[str, str]:
@@ -192,7 +248,7 @@ def _copy(response: HTTPResponse, to: Path, bar: tqdm, largest: int) -> int:
     """The bytes that came; more than `largest` are not written."""
     got = 0
     with to.open("wb") as file:
-        while block := response.read(BLOCK):
+        while block := _next_block(response):
             got += len(block)
             if got > largest:
                 break
@@ -201,8 +257,18 @@ def _copy(response: HTTPResponse, to: Path, bar: tqdm, largest: int) -> int:
     return got
 
 
+def _next_block(response: HTTPResponse) -> bytes:
+    """Raises _BrokenError: a fault of the connection, and none of the disk that is written."""
+    try:
+        return response.read(BLOCK)
+    except (OSError, http.client.HTTPException) as error:
+        raise _BrokenError(str(error) or type(error).__name__) from error
+
+
 class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Followed to https alone: what was requested safely must not come unsafely."""
+    """Followed to https alone: what was requested safely must not come unsafely. No other server
+    may lead to what listens on this machine by http.
+    """
 
     def redirect_request(
         self,
@@ -213,5 +279,5 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         headers: HTTPMessage,
         newurl: str,
     ) -> urllib.request.Request | None:
-        _require_safe_url(newurl)
+        _require_safe_url(newurl, req.origin_req_host.strip("[]") in THIS_MACHINE)
         return super().redirect_request(req, fp, code, msg, headers, newurl)

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from nnssl import files, weights
-from nnssl.address import MODEL
+from nnssl.address import MODEL, public
 from nnssl.checkpoint.describe import (
     PROBE,
     UNKNOWN,
@@ -135,10 +135,10 @@ def _encoder_summary(loaded: Checkpoint) -> str:
 
 
 def _started_from(header: Mapping) -> dict[str, str]:
-    """Without the folder, which is of a machine."""
+    """Without the folder, which is of a machine, and without what may be secret in an address."""
     if (start := header.get("start")) is None:
         return {}
-    name = Path(str(start.get("checkpoint", UNKNOWN))).name
+    name = re.split(r"[\\/]", public(str(start.get("checkpoint", UNKNOWN))))[-1]
     labels = ", which was trained with labels" if start.get("supervised") else ""
     return {"started from": describe_start({**start, "checkpoint": name}) + labels}
 

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from nnssl import address, files, weights
-from nnssl.checkpoint.header import DECODER, FORMAT_VERSION, PREFIX, problem, without_heads
+from nnssl.checkpoint.decoder_header import DECODER, without_heads
+from nnssl.checkpoint.header import FORMAT_VERSION, PREFIX, problem
 from nnssl.checkpoint.plain import CheckpointError, read_plain
 from nnssl.checkpoint.safe import SAFE, is_safe, read_safe, write_safe
 from nnssl.encoder.config import SwinConfig
@@ -65,10 +66,10 @@ class Checkpoint:
 
     def as_start(self, named: str) -> dict:
         """The header's entry `start` for an encoder that starts from this one; `named`: how the
-        user or the file is to name it.
+        user or the file is to name it. Of an address, without what may be secret.
         """
         return {
-            "checkpoint": named,
+            "checkpoint": address.public(named),
             "sha256": self.sha256,
             "method": self.method,
             "supervised": self.has_seen_labels,

@@ -6,12 +6,20 @@ from collections.abc import Mapping
 from dataclasses import fields
 from functools import lru_cache
 from itertools import chain
-from math import isfinite
 from typing import TypeGuard
 
 import torch
 from torch import Tensor
 
+from nnssl.checkpoint.decoder_header import DECODER, check_decoder
+from nnssl.checkpoint.header_values import (
+    is_integer,
+    is_number,
+    is_text,
+    require_json,
+    require_valid,
+    unlike,
+)
 from nnssl.checkpoint.plain import printable, why_no_weights
 from nnssl.encoder.config import SwinConfig
 from nnssl.encoder.swin import Swin
@@ -35,8 +43,7 @@ INFORMS = {  # where it is there
     "parcels": str,
     "supervised": bool,
 }
-PREFIX, DECODER = "encoder.", "decoder."
-HEADS = "heads.seg_layers."  # of a decoder; they belong to one task
+PREFIX = "encoder."
 STEM = f"{PREFIX}patch_embed.proj.weight"
 TABLE = f"{PREFIX}layers1.0.blocks.0.attn.relative_position_bias_table"
 HIDDEN = f"{PREFIX}layers1.0.blocks.0.mlp.linear1.weight"
@@ -51,7 +58,8 @@ def problem(content: object) -> str | None:
     if not _has_keys(content, KEYS):
         return _foreign(content)
     return (
-        _unreadable(content["format_version"])
+        _unwritable(content)
+        or _unreadable(content["format_version"])
         or _misnamed(content["header"], content["network_weights"])
         or _misfit(content)
         or _unusable(content["network_weights"])
@@ -68,8 +76,17 @@ def _foreign(content: object) -> str:
     return f"is not a checkpoint of nnssl_pretrain: it holds {found}, expected {sorted(KEYS)}"
 
 
+def _unwritable(content: dict) -> str | None:
+    try:
+        for name in ("format_version", "header", "citations"):
+            require_json(name, content[name])
+    except ValueError as error:
+        return f"has an invalid header: {error}"
+    return None
+
+
 def _unreadable(version: object) -> str | None:
-    if _is_integer(version) and version == FORMAT_VERSION:
+    if is_integer(version) and version == FORMAT_VERSION:
         return None
     return (
         f"has format version {printable(repr(version))}, this installation reads "
@@ -96,9 +113,14 @@ def _misfit(content: dict) -> str | None:
     header = content["header"]
     try:
         _check_header(header, content["citations"])
-        _check_fit(SwinConfig.from_dict(header["encoder"]), content["network_weights"])
+        config = SwinConfig.from_dict(header["encoder"])
+        _check_fit(config, content["network_weights"])
+        if "decoder" in header:
+            check_decoder(header["decoder"], config, content["network_weights"])
     except (ValueError, TypeError) as error:
         return f"has an invalid header: {printable(error)}"
+    except OverflowError as error:  # of a product, such as that of a width and a ratio
+        return f"has an invalid header: a number in it is too large ({error})"
     return None
 
 
@@ -114,46 +136,37 @@ def _check_header(header: Mapping, citations: object) -> None:
     _check_text(header, citations)
     _check_kinds(header)
     _check_encoder(header["encoder"])
-    if "decoder" in header:
-        _check_decoder(header["decoder"])
     dims = header["encoder"].get("spatial_dims", SwinConfig.spatial_dims)
     _check_crop(header["crop"], dims)
     _check_plan(header["plan"], dims)
 
 
 def _check_text(header: Mapping, citations: object) -> None:
-    _require_valid(
-        _is_text(header["method"]), "method must be a non-empty string", header["method"]
-    )
+    require_valid(is_text(header["method"]), "method must be a non-empty string", header["method"])
     preset = header.get("preset", "unknown")
-    _require_valid(_is_text(preset), "preset must be a short, printable string", preset)
+    require_valid(is_text(preset), "preset must be a short, printable string", preset)
     are_text = isinstance(citations, list) and all(isinstance(one, str) for one in citations)
-    _require_valid(are_text, "citations must be a list of strings", citations)
-
-
-def _check_decoder(decoder: Mapping) -> None:
-    """Its tensors are compared with the network's when they are loaded."""
-    _require_valid(_is_text(decoder.get("name")), "decoder must have a name", decoder)
+    require_valid(are_text, "citations must be a list of strings", citations)
 
 
 def _check_kinds(header: Mapping) -> None:
     for name, kind in INFORMS.items():
         value = header.get(name, kind())
-        _require_valid(isinstance(value, kind), f"{name} must be a {kind.__name__}", value)
+        require_valid(isinstance(value, kind), f"{name} must be a {kind.__name__}", value)
 
 
 def _check_crop(crop: object, dims: int) -> None:
     fits = isinstance(crop, list) and len(crop) == dims and all(map(_is_edge, crop))
-    _require_valid(fits, f"crop must be {dims} numbers of voxels", crop)
+    require_valid(fits, f"crop must be {dims} numbers of voxels", crop)
 
 
 def _is_edge(voxels: object) -> bool:
-    return _is_integer(voxels) and 0 < voxels <= LARGEST_CROP
+    return is_integer(voxels) and 0 < voxels <= LARGEST_CROP
 
 
 def _check_plan(plan: object, dims: int) -> None:
     if not _has_keys(plan, {"hu", "spacing"}):
-        raise _unlike("plan must have hu and spacing", plan)
+        raise unlike("plan must have hu and spacing", plan)
     if plan["spacing"] is not None:
         _check_plan_spacing(plan["spacing"], dims)
     if plan["hu"] is not None:
@@ -162,27 +175,27 @@ def _check_plan(plan: object, dims: int) -> None:
 
 def _check_plan_spacing(spacing: object, dims: int) -> None:
     fits = isinstance(spacing, list) and dims <= len(spacing) <= 3 and all(map(_is_step, spacing))
-    _require_valid(fits, "spacing must be numbers in mm", spacing)
+    require_valid(fits, "spacing must be numbers in mm", spacing)
 
 
 def _is_step(mm: object) -> bool:
-    return _is_number(mm) and 0 < mm <= WIDEST_SPACING
+    return is_number(mm) and 0 < mm <= WIDEST_SPACING
 
 
 def _check_hu(hu: object) -> None:
     """A linear map has four numbers; one with knots a list of pairs as well."""
     if not _has_keys(hu, LINEAR) or hu.keys() - LINEAR - {"interior"}:
-        raise _unlike(f"hu must have {sorted(LINEAR)}", hu)
+        raise unlike(f"hu must have {sorted(LINEAR)}", hu)
     knots = hu.get("interior", [])
     _check_knots(knots)
     numbers = [*(hu[name] for name in LINEAR), *chain.from_iterable(knots)]
-    _require_valid(all(map(_is_number, numbers)), "hu must have numbers", hu)
+    require_valid(all(map(is_number, numbers)), "hu must have numbers", hu)
     HUPolicy.from_dict(hu)
 
 
 def _check_knots(knots: object) -> None:
     fits = isinstance(knots, list) and len(knots) <= MOST_KNOTS and all(map(_is_pair, knots))
-    _require_valid(fits, f"hu.interior must have at most {MOST_KNOTS} pairs", knots)
+    require_valid(fits, f"hu.interior must have at most {MOST_KNOTS} pairs", knots)
 
 
 def _is_pair(knot: object) -> bool:
@@ -196,19 +209,19 @@ def _are_fields(encoder: object) -> TypeGuard[dict[str, object]]:
 def _check_encoder(encoder: object) -> None:
     """Raise where a value has not the type that `SwinConfig` has; the rest it checks itself."""
     if not _are_fields(encoder):
-        raise _unlike("encoder must be a mapping of fields", encoder)
+        raise unlike("encoder must be a mapping of fields", encoder)
     for field in fields(SwinConfig):
         value = encoder.get(field.name, field.default)
         rule = f"encoder.{field.name} must have the type of {field.default!r}"
-        _require_valid(_is_like(value, field.default), rule, value)
+        require_valid(_is_like(value, field.default), rule, value)
 
 
 def _is_like(value: object, default: object) -> bool:
     """Whether a value has the type of a default; a tuple's is whole numbers, in rows or not."""
     if isinstance(default, tuple):
-        return all(map(_is_integer, _flat(value)))
+        return all(map(is_integer, _flat(value)))
     if isinstance(default, float):
-        return _is_number(value)
+        return is_number(value)
     return type(value) is type(default)
 
 
@@ -225,7 +238,7 @@ def _check_fit(config: SwinConfig, weights: Mapping[str, Tensor]) -> None:
     its blocks are Python objects.
     """
     _check_telling_shapes(config, weights)
-    _require_valid(
+    require_valid(
         sum(config.depths) <= len(weights), "every block must have tensors", config.depths
     )
     _check_all_shapes(config, weights)
@@ -234,13 +247,13 @@ def _check_fit(config: SwinConfig, weights: Mapping[str, Tensor]) -> None:
 def _check_all_shapes(config: SwinConfig, weights: Mapping[str, Tensor]) -> None:
     other = sorted(set(_expected_shapes(config).items()) ^ _encoder_shapes(weights))
     rule = f"the tensors must be those of the encoder {config.to_dict()}"
-    _require_valid(not other, rule, [name for name, _ in other[:3]])
+    require_valid(not other, rule, [name for name, _ in other[:3]])
 
 
 def _check_telling_shapes(config: SwinConfig, weights: Mapping[str, Tensor]) -> None:
     for name, shape in _telling_shapes(config).items():
         got = tuple(weights[name].shape) if name in weights else "none"
-        _require_valid(got == shape, f"the encoder must have {name} {shape}", got)
+        require_valid(got == shape, f"the encoder must have {name} {shape}", got)
 
 
 def _encoder_shapes(weights: Mapping[str, Tensor]) -> set[tuple[str, tuple[int, ...]]]:
@@ -266,29 +279,3 @@ def _telling_shapes(config: SwinConfig) -> dict[str, tuple[int, ...]]:
 def _expected_shapes(config: SwinConfig) -> dict[str, tuple[int, ...]]:
     with torch.device("meta"):
         return {PREFIX + name: tuple(p.shape) for name, p in Swin(config).named_parameters()}
-
-
-def without_heads(decoder: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A decoder's tensors by name, those of its heads left out."""
-    return {name: tensor for name, tensor in decoder.items() if not name.startswith(HEADS)}
-
-
-def _require_valid(holds: bool, rule: str, got: object) -> None:
-    if not holds:
-        raise _unlike(rule, got)
-
-
-def _unlike(rule: str, got: object) -> ValueError:
-    return ValueError(f"{rule}; got {str(got)[:200]}")
-
-
-def _is_integer(value: object) -> TypeGuard[int]:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: object) -> TypeGuard[float]:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and isfinite(value)
-
-
-def _is_text(value: object) -> bool:
-    return isinstance(value, str) and 0 < len(value) < 100 and value.isprintable()

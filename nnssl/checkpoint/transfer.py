@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from nnssl.checkpoint.decoder_header import DECODER, without_heads
 from nnssl.checkpoint.file import Checkpoint
-from nnssl.checkpoint.header import DECODER, PREFIX, without_heads
+from nnssl.checkpoint.header import PREFIX
 from nnssl.encoder.adapt_strides import STEM, adapt
 from nnssl.encoder.swin import Swin
 

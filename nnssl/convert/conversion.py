@@ -127,10 +127,12 @@ def _require_undescribed(request: ConvertRequest) -> None:
 
 def _require_another_form(request: ConvertRequest) -> None:
     """Raises ForeignError where a checkpoint of ours would be written as it is."""
-    if not request.hub and request.output.suffix == Path(request.file).suffix:
+    same = request.output.suffix == Path(request.file).suffix and not request.half
+    if same and not request.hub:
         raise ForeignError(
             f"{request.file} is a checkpoint of this package already; use it: nnssl_plan -d "
-            f"DATASET -c {request.file}, or write it as a folder for Hugging Face: --hub -o FOLDER"
+            f"DATASET -c {request.file}, write it as a folder for Hugging Face (--hub -o FOLDER), "
+            "or at half the size (--half)"
         )
 
 
@@ -209,16 +211,17 @@ def _ours_by_name(
     """The encoder's tensors in our names, in single precision, and how many were left out for which
     reason.
     """
-    weights, left_out = {}, Counter()
+    weights, beside, left_out = {}, {}, Counter()
     for name, tensor in tensors.items():
         ours = found.our_name(name)
         if ours is None:
             left_out["outside of the encoder"] += 1
         elif reason := layouts.reason_to_leave_out(ours):
+            beside[ours] = tensor
             left_out[reason] += 1
         else:
             weights[ours] = _readable(name, tensor)
-    require_usual_indices(tensors, found)
+    require_usual_indices(weights, beside)
     return weights, dict(left_out)
 
 

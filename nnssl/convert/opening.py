@@ -159,19 +159,34 @@ def _unknown(path: Path, names: list[str]) -> ForeignError:
     )
 
 
-def require_usual_indices(tensors: dict[str, Tensor], found: LayoutMatch) -> None:
-    """Raises ForeignError when the rows of a bias table are not counted as in every Swin."""
-    dims = tensors[found.prefix + found.layout.stem].ndim - 2
-    for name, index in tensors.items():
-        if name.startswith(found.prefix) and name.endswith(INDEX):
-            table = tensors.get(name.replace(INDEX, adapt.TABLE))
-            _require_usual_index(name, index, table, dims)
+def require_usual_indices(weights: adapt.Weights, beside: dict[str, Tensor]) -> None:
+    """Raises ForeignError when the rows of a bias table are not counted as in every Swin.
+
+    weights: the encoder's, in our names; beside: what lies beside them and is left out. A table of
+    another part of the file, such as a head's, is none of our concern.
+    """
+    dims = adapt.dims_of(weights)
+    for name, table in weights.items():
+        named = name.removesuffix(adapt.TABLE) + INDEX
+        if name.endswith(adapt.TABLE) and named in beside:
+            _require_usual_index(named, beside[named], adapt.window_of(table, dims), dims)
 
 
-def _require_usual_index(name: str, index: Tensor, table: Tensor | None, dims: int) -> None:
-    window = 0 if table is None else adapt.window_of(table, dims)
-    usual = relative_index((window,) * dims, window, "exact")
-    if not torch.equal(index.flatten().long(), usual):
+def _require_usual_index(name: str, index: Tensor, window: int, dims: int) -> None:
+    if not _is_usual(index, window, dims):
         raise ForeignError(
             f"{name} is not that of a window of {window} in {dims}D: its bias table cannot be used"
         )
+
+
+def _is_usual(index: Tensor, window: int, dims: int) -> bool:
+    """The size comes first: the usual index of a window has edge ** (2 * dims) numbers."""
+    if index.numel() != window ** (2 * dims) or not _is_stored_whole(index):
+        return False
+    return torch.equal(index.flatten().long(), relative_index((window,) * dims, window, "exact"))
+
+
+def _is_stored_whole(tensor: Tensor) -> bool:
+    """Whether the file holds all of its numbers; with a stride of 0 it need not."""
+    dense = tensor.layout is torch.strided and tensor.device.type == "cpu"
+    return dense and tensor.nbytes <= tensor.untyped_storage().nbytes()

@@ -26,7 +26,6 @@ TRAINERS = (
     "SwinGradualTrainer",
     "SwinLoRATrainer",
 )
-FIND_OURS = f"export {trainer_path.VARIABLE}={shlex.quote(trainer_path.trainers_folder())}"
 NOT_PLANS = (DATASET, "dataset_fingerprint.json", SPLITS)
 SETUP = "setup.py"
 OTHER_PLANS = "plans that name no checkpoint"
@@ -47,11 +46,19 @@ def trainers() -> list[Finding]:
     return [_found(classes)]
 
 
+def _find_ours() -> str:
+    """The shell line that names our trainers, and of the user's folders those that are usable."""
+    folders = trainer_path.users_folders()
+    return trainer_path.shell_line(f for f in folders if not any(_misled_by(Path(f))))
+
+
 def _not_found(name: str, value: str, error: BaseException) -> Finding:
     """`value`: of the variable."""
     where = f"{trainer_path.VARIABLE}={value}" if value else f"{trainer_path.VARIABLE} is not set"
     says = f"nnU-Net does not find -tr {name}; {where}\n{first_line(error)[:200]}"
-    return wrong(says, FIND_OURS)
+    # where ours is named already, it is another folder that cannot be imported
+    named = trainer_path.trainers_folder() in ways.named_in(value)
+    return wrong(says, trainer_path.shell_line([]) if named else _find_ours())
 
 
 def _found(classes: list[type]) -> Finding:
@@ -76,21 +83,26 @@ def _only_here(says: str, before: str) -> Finding:
     )
     if others := ways.other_copies(before):
         copy = "nnU-Net's commands use the trainers of another copy"
-        return note(f"{says}\nand {copy}: {', '.join(others)}", FIND_OURS)
+        return note(f"{says}\nand {copy}: {', '.join(others)}", _find_ours())
     return wrong(
         f"{says}\nand {trainer_path.VARIABLE} is not set to them, so that nnU-Net's commands do "
         "not",
-        FIND_OURS,
+        _find_ours(),
     )
 
 
 def _misleading(folder: Path) -> Iterator[Finding]:
+    return (wrong(says, _find_ours()) for says in _misled_by(folder))
+
+
+def _misled_by(folder: Path) -> Iterator[str]:
+    """Why the variable must not name a folder; nothing where it may."""
     names = f"{trainer_path.VARIABLE} names {folder}, which"
     if not folder.is_dir():
-        yield wrong(f"{names} is not a folder: nnU-Net skips it silently", FIND_OURS)
+        yield f"{names} is not a folder: nnU-Net skips it silently"
     if (folder / SETUP).is_file():
         says = f"{names} holds {SETUP}: nnU-Net imports every Python file below it"
-        yield wrong(f"{says}.\nName the folder of the trainers, not the repository", FIND_OURS)
+        yield f"{says}.\nName the folder of the trainers, not the repository"
 
 
 def _search(name: str) -> type:

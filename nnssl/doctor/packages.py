@@ -18,13 +18,19 @@ OLDEST_TORCH = (2, 6, 0)
 SLOW_TORCH = (2, 9)  # its 3D convolutions take several times as long; nnU-Net excludes it
 PLAIN = {  # the rest of what setup.py asks for: what is imported, and what pip calls it
     "numpy": "numpy",
+    "pandas": "pandas",
     "scipy": "scipy",
+    "sklearn": "scikit-learn",
     "blosc2": "blosc2",
     "SimpleITK": "simpleitk",
+    "nibabel": "nibabel",
     "matplotlib": "matplotlib",
+    "PIL": "pillow",
+    "jinja2": "jinja2",
     "tqdm": "tqdm",
     "yaml": "pyyaml",
     "safetensors": "safetensors",
+    "huggingface_hub": "huggingface_hub",
 }
 
 

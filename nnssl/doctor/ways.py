@@ -45,16 +45,12 @@ def _holds_ours(folder: Path) -> bool:
 
 def other_copies(before: str) -> list[str]:
     """Folders of another copy of this package that `before`, a value of the variable, names."""
-    return [folder for folder in named_in(before) if _is_other_copy(folder)]
+    return [folder for folder in named_in(before) if trainer_path.is_other_copy(folder)]
 
 
 def named_in(value: str) -> list[str]:
     """The folders that a value of the variable names."""
     return [folder for folder in value.split(os.pathsep) if folder.strip()]
-
-
-def _is_other_copy(folder: str) -> bool:
-    return folder != trainer_path.trainers_folder() and Path(folder, "nnssl_swin_ssl.py").is_file()
 
 
 def site_folders() -> list[Path]:

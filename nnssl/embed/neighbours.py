@@ -2,7 +2,7 @@
 folders.
 
 scikit-learn projects. Both pictures use the features of one stage, that which finds scans of the
-same folder best; where there is one folder only, SHOWN.
+same folder best; where there is one folder only, or one scan in each, SHOWN.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 SHOWN = 3  # the stage whose maps have a stride of 16, where no folders tell
 FEWEST = 5  # scans
+MOST_NAMED = 20  # groups in a legend; with more it covers the points, and colours repeat
 QUERIES, NEAREST = 6, 5
 PERPLEXITY = 30.0  # of t-SNE, where there are enough scans
 
@@ -33,7 +34,7 @@ def draw_pictures(table: FeatureTable, folder: Path, thumbnails: bool, print_fn:
     if len(table.id) < FEWEST:
         raise ValueError(f"the pictures need at least {FEWEST} scans, found {len(table.id)}")
     groups = sorted(set(table.group))
-    stage = SHOWN if len(groups) == 1 else _most_alike(table, print_fn)
+    stage = _most_alike(table, print_fn) if 1 < len(groups) < len(table.id) else SHOWN
     neighbours, projection = folder / "neighbours.png", folder / "projection.png"
     _save(_neighbours(table, groups, stage, thumbnails), neighbours)
     _save(_projection(table, groups, stage), projection)
@@ -163,7 +164,8 @@ def _projection(table: FeatureTable, groups: list[str], stage: int) -> Figure:
             _scatter(axes, table, group, points, colours[group])
         axes.set_title(f"{name}, stage{stage}", fontsize=9)
         axes.set(xticks=[], yticks=[])
-    axes.legend(fontsize=8)
+    if len(groups) <= MOST_NAMED:
+        axes.legend(fontsize=8)
     return figure
 
 

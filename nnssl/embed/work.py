@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
@@ -21,7 +21,7 @@ from nnssl.data.survey import ScanReport, nothing_usable, survey
 from nnssl.data.workers import Failed, parallel_map
 from nnssl.embed import dense, feature_settings, pooling, table
 from nnssl.embed.embed_options import EmbedOptions
-from nnssl.embed.masks import Masks, find_label_files, mask_of, stem
+from nnssl.embed.masks import below, find_label_files, match_masks, stem
 from nnssl.embed.scan import Prepared, grid_plan, prepare_scan, read_labels
 from nnssl.embed.scan_encoder import Encoder, grid_spacing, load_encoder
 from nnssl.embed.table import ScanRow
@@ -43,14 +43,14 @@ class EmbedTask:
 
 @dataclass(frozen=True)
 class EmbedWork:
-    """Settings shared by all scans. number: of the map that is wanted in full; masks: files by
-    name.
+    """Settings shared by all scans. number: of the map that is wanted in full; masks: label
+    files.
     """
 
     encoder: Encoder
     options: EmbedOptions
     number: int | None
-    masks: Masks | None
+    masks: list[Path] | None
     print_fn: PrintFn
 
     @property
@@ -95,7 +95,7 @@ def _embed(work: EmbedWork, scans: list[Found]) -> table.FeatureTable:
     kept = [line for line in lines if line.kept]
     if not kept:
         raise nothing_usable(lines, work.options.sources)
-    tasks = _tasks(kept, work.options.sources, work.masks, settings)
+    tasks = _tasks(work, kept, _labels(work, lines), settings)
     failed = _encode(work, tasks)
     features = _write_tables(work, tasks, failed)
     out, report = len(lines) - len(tasks), work.folder / "report.csv"
@@ -134,15 +134,25 @@ def encoder_of(options: EmbedOptions, print_fn: PrintFn) -> Encoder:
     return load_encoder(choice.path, options.spacing)
 
 
+def _labels(work: EmbedWork, lines: Sequence[ScanReport]) -> dict[Path, Path]:
+    """The label files by the paths of their scans; `lines`: of all that was found."""
+    if work.masks is None or work.options.masks is None:
+        return {}
+    scans, tops = (Path(line.path) for line in lines), _tops(work.options.sources)
+    return match_masks(scans, tops, work.masks, work.options.masks)
+
+
 def _tasks(
-    lines: Sequence[ScanReport], sources: Sequence[Path], masks: Masks | None, settings: str
+    work: EmbedWork, lines: Sequence[ScanReport], labels: Mapping[Path, Path], settings: str
 ) -> list[EmbedTask]:
-    rows = _scan_rows(lines, sources)
-    return [_task(line, row, masks, settings) for line, row in zip(lines, rows, strict=True)]
+    rows = _scan_rows(lines, work.options.sources)
+    return [
+        _task(line, row, labels.get(Path(line.path)), settings)
+        for line, row in zip(lines, rows, strict=True)
+    ]
 
 
-def _task(line: ScanReport, row: ScanRow, masks: Masks | None, settings: str) -> EmbedTask:
-    labels = None if masks is None else mask_of(line.found, masks)
+def _task(line: ScanReport, row: ScanRow, labels: Path | None, settings: str) -> EmbedTask:
     inputs = [settings, line.path, line.series, line.shape, line.spacing, line.percentiles]
     signature = files.fingerprint(inputs + (_identity(labels) if labels else []))
     return EmbedTask(row, line.found, labels, signature)
@@ -156,19 +166,24 @@ def _identity(file: Path) -> list:
 
 def _scan_rows(lines: Sequence[ScanReport], sources: Sequence[Path]) -> list[ScanRow]:
     """Ids are paths below the given folder; where two would be the same, with a hash."""
-    tops = sorted((Path(s).absolute() for s in sources), key=lambda p: -len(p.parts))
+    tops = _tops(sources)
     rows = [_scan_row(line, tops) for line in lines]
     often = Counter(row.id for row in rows)
     return [row if often[row.id] == 1 else replace(row, id=row.case) for row in rows]
 
 
+def _tops(sources: Sequence[Path]) -> list[Path]:
+    """The given folders and files, the deepest first."""
+    return sorted((Path(s).absolute() for s in sources), key=lambda p: -len(p.parts))
+
+
 def _scan_row(line: ScanReport, tops: Sequence[Path]) -> ScanRow:
-    """tops: the given folders and files, the deepest first."""
+    """tops: as `_tops` gives them."""
     path = Path(line.path)
     top = next((t for t in tops if path.is_relative_to(t)), path.parent)
-    below = path.relative_to(top) if path != top else Path(path.name)
-    group = below.parts[0] if len(below.parts) > 1 and len(tops) == 1 else top.name
-    name = stem(below.as_posix()) or path.name
+    inside = below(path, tops)
+    group = inside.parts[0] if len(inside.parts) > 1 and len(tops) == 1 else top.name
+    name = stem(inside.as_posix()) or path.name
     return ScanRow(name, line.path, group, case_id(line.path, line.series))
 
 

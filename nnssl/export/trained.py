@@ -41,7 +41,7 @@ class Trained:
 
 
 def load_model_folder(model: Path, fold: str, checkpoint: str) -> Trained:
-    """Raises ExportError where the folder, the fold or the file is not there.
+    """Raises ExportError where the folder, the fold or the file is not there, or no model.
 
     nnU-Net reads its model files by pickle, which may execute what it reads.
     """
@@ -49,7 +49,7 @@ def load_model_folder(model: Path, fold: str, checkpoint: str) -> Trained:
 
     from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 
-    predictor = _predictor(model, fold, checkpoint)
+    predictor = _predictor(model, fold, path)
     # nnU-Net declares as None what it has not read yet
     plans = cast("PlansManager", predictor.plans_manager)
     configuration = cast("ConfigurationManager", predictor.configuration_manager)
@@ -60,14 +60,25 @@ def load_model_folder(model: Path, fold: str, checkpoint: str) -> Trained:
     return Trained(predictor, plans, configuration, labels, dataset, network, path, fold, channels)
 
 
-def _predictor(model: Path, fold: str, checkpoint: str) -> nnUNetPredictor:
-    """nnU-Net's own, on the CPU, with all that it reads of the model."""
+def _predictor(model: Path, fold: str, path: Path) -> nnUNetPredictor:
+    """nnU-Net's own, on the CPU, with all that it reads of the model. Raises ExportError.
+
+    path: of the checkpoint. nnU-Net's reader checks nothing: an empty file, or one that is not its
+    own, ends in any error.
+    """
     import torch
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
     with redirect_stdout(StringIO()):  # it tells of each module that it looks at for the trainer
         predictor = nnUNetPredictor(device=torch.device("cpu"), allow_tqdm=False)
-        predictor.initialize_from_trained_model_folder(str(model), (fold,), checkpoint)
+        try:
+            predictor.initialize_from_trained_model_folder(str(model), (fold,), path.name)
+        except Exception as error:
+            raise ExportError(
+                f"{path} cannot be read as a model of nnU-Net: {type(error).__name__}: "
+                f"{str(error)[:300] or 'the file is empty or truncated'}. Choose a checkpoint that "
+                "nnUNetv2_train wrote with -f FOLD and -chk FILE"
+            ) from error
     return predictor
 
 

@@ -101,7 +101,17 @@ def _named(path: str, by: str, sha256: str | None = None) -> CheckpointChoice:
         return CheckpointChoice(there, by, sha256, path)
     if sha256 and (moved := _moved(there.name, sha256)):
         return CheckpointChoice(moved, f"{by}, by its sha256: it is no longer at {path}", sha256)
-    raise unreachable or _missing(path, by)
+    raise _unfetched(path, unreachable, sha256) if unreachable else _missing(path, by)
+
+
+def _unfetched(path: str, error: address.AddressError, sha256: str | None) -> address.AddressError:
+    """`sha256`: as recorded, which plans do of every file."""
+    if not sha256 or not path.startswith("https://") or "?" in path:
+        return error
+    return address.AddressError(
+        f"{error}. Plans record an address without user, password and query (?...): if the server "
+        f"needs them, download the file yourself and name it: export {VARIABLE}=FILE"
+    )
 
 
 def _missing(path: str, by: str) -> NoCheckpointError:
@@ -120,8 +130,8 @@ def _fetched(path: str) -> tuple[Path, address.AddressError | None]:
 
 
 def _moved(name: str, sha256: str) -> Path | None:
-    """A file with this hash that the variable names, that came with this package, or that lies
-    under the results with this or the usual name.
+    """A file with this hash that the variable names, that came with this package, that was fetched
+    from a server under this name, or that lies under the results with this or the usual name.
     """
     candidates = [path for path in dict.fromkeys(_candidates(name, sha256)) if files.is_file(path)]
     return next((path for path in candidates if files.sha256(path) == sha256), None)
@@ -132,6 +142,7 @@ def _candidates(name: str, sha256: str) -> Iterator[Path]:
     if not address.is_address(variable):
         yield Path(variable)
     yield from (known.file for known in weights.RELEASED.values() if known.sha256 == sha256)
+    yield from address.fetched(name)
     if RESULTS in os.environ:
         yield from sorted(_searched().rglob(name))
     yield from finals()
