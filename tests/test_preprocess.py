@@ -387,6 +387,44 @@ def test_a_scan_that_fails_is_said_and_left_out_and_tried_again(tmp_path, monkey
     assert not list(out.glob("*.failed.json"))
 
 
+def halved(path: Path, hu: np.ndarray) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def without_intercept(path: Path, hu: np.ndarray) -> None:
+    write_volume(path, hu + 1024)
+
+
+def with_nan(path: Path, hu: np.ndarray) -> None:
+    hu = hu.astype(np.float32)
+    hu[5:] = np.nan
+    write_volume(path, hu)
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [(halved, "cannot be read"), (without_intercept, "is not in HU"), (with_nan, "NaN")],
+)
+@pytest.mark.parametrize("sources", [True, False])
+def test_a_scan_that_was_damaged_since_the_survey_is_not_stored(tmp_path, damage, reason, sources):
+    raw, out, said = raw_folder(tmp_path / "raw", 3), tmp_path / "out", []
+    plan = prepare("made", out, [raw], num_processes=0)
+    case = plan.cases[1]
+    damage(Path(case.source), ct_array((14, 20, 24), 1))
+    stored = out / f"{case.id}.b2nd"
+    stored.write_bytes(stored.read_bytes()[::-1])
+    with pytest.warns(UserWarning, match=f"1 of 3 cases could not be preprocessed.*{reason}"):
+        prepare(
+            *("made", out, [raw] if sources else []),
+            num_processes=0,
+            check=True,
+            print_fn=said.append,
+        )
+    assert any("will be preprocessed again if their raw scans are whole" in text for text in said)
+    assert reason in read_json(out / f"{case.id}.failed.json")["reason"]
+    assert len(Crops(out, plan)) == 2
+
+
 def test_an_empty_or_unusable_folder_and_a_missing_plan_are_errors(tmp_path):
     (tmp_path / "raw").mkdir()
     with pytest.raises(ValueError, match=r"no scans in .*raw: searched for .*DICOM"):

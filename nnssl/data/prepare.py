@@ -131,7 +131,8 @@ def _forget_damaged(plan: Plan, request: _Request) -> None:
     damaged = forget_damaged(plan, request.folder, *request.workers)
     names = ", ".join(damaged[:5])
     stored = (
-        f"{len(damaged)} preprocessed scans are damaged and will be preprocessed again: {names}"
+        f"{len(damaged)} preprocessed scans are damaged, and will be preprocessed again if "
+        f"their raw scans are whole: {names}"
     )
     request.print_fn(stored if damaged else "no preprocessed scan is damaged")
 
