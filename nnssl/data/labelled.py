@@ -20,7 +20,7 @@ from nnssl.data.plan import Plan, resampled_shape
 from nnssl.data.preprocess import network_input, resample, store
 from nnssl.data.raw_datasets import RawDataset, open_raw, read_image
 from nnssl.data.workers import Failed, parallel_map
-from nnssl.files import fingerprint, inside, read_json, write_json
+from nnssl.files import fingerprint, inside, is_file, read_json, write_json
 
 NOTE = "probe.json"
 FEWEST = 2  # cases: one to fit, one to test
@@ -100,7 +100,7 @@ def _complete(dataset: Path, raw: RawDataset) -> list[LabelledCase]:
 
 def _labelled_cases(raw: RawDataset) -> Iterator[LabelledCase]:
     for case in raw.training:
-        if case.image.is_file() and case.labels is not None and case.labels.is_file():
+        if is_file(case.image) and case.labels is not None and is_file(case.labels):
             yield LabelledCase(case.id, case.image, case.labels, raw.reader)
 
 

@@ -28,7 +28,7 @@ from nnssl.data.refusals import (
     summarise_error,
 )
 from nnssl.data.volumes import check_header, is_plain
-from nnssl.files import read_json
+from nnssl.files import is_file, read_json
 from nnssl.types import Spacing
 
 if TYPE_CHECKING:
@@ -182,7 +182,7 @@ def _cases(folder: Path, ending: str) -> dict[str, list[Path]]:
 
 def _files_by_case(folder: Path, ending: str) -> dict[str, list[str]]:
     """Names of files, sorted, by what stands before the number of the channel."""
-    paths = (path for path in folder.iterdir() if path.is_file() and path.name.endswith(ending))
+    paths = (path for path in folder.iterdir() if is_file(path) and path.name.endswith(ending))
     files = defaultdict(list)
     for name in sorted(path.name for path in paths):
         files[name[: -(len(ending) + len("_0000"))]].append(name)
@@ -213,7 +213,7 @@ def _harmless(image: Path) -> bool:
         check_header(check_name(image))
     except (UnusableScanError, PassingError):
         return False
-    return image.is_file()
+    return is_file(image)
 
 
 def series_of(image: Path, reader: str) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 from nnssl.data.packing import pack, unpack
 from nnssl.data.scans import Found
 from nnssl.data.survey_report import ScanReport
-from nnssl.files import fingerprint, read_json, write_json
+from nnssl.files import exists, fingerprint, read_json, write_json
 
 LINES = "survey"  # the folder
 
@@ -47,7 +47,7 @@ def is_same_scan(before: Found, now: Found, folder: Path | str) -> bool:
         kept = read_json(line_file(before, Path(folder)))
         known = list(kept["signature"][-2:])
     except (FileNotFoundError, ValueError, KeyError, TypeError):
-        return not Path(before.path).exists()
+        return not exists(before.path)
     if not _is_same(before, now, known):
         return False
     if not (file := line_file(now, Path(folder))).exists():
@@ -58,7 +58,7 @@ def is_same_scan(before: Found, now: Found, folder: Path | str) -> bool:
 
 def _is_same(before: Found, now: Found, known: list[int]) -> bool:
     """`known`: size and time of change of a file that was `before`."""
-    compared = 2 if Path(before.path).exists() else 1
+    compared = 2 if exists(before.path) else 1
     is_dicom = now.series and not now.reader
     return bool(is_dicom) or size_and_time(now.path)[:compared] == known[:compared]
 
