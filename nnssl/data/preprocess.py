@@ -20,6 +20,7 @@ from nnssl.data.packing import pack
 from nnssl.data.plan import Case, Plan, resampled_shape
 from nnssl.data.refusals import check_hu, check_values
 from nnssl.data.scans import Found, check_stored, read_scan
+from nnssl.data.source_states import forget_stored
 from nnssl.data.workers import Failed, parallel_map
 from nnssl.files import atomic, crc32, inside, read_json, write_json
 from nnssl.types import BODY_HU, Shape, Spacing
@@ -92,8 +93,7 @@ def forget_damaged(
     """
     cases = [case.id for case in plan.cases[part_id::num_parts]]
     damaged = _damaged(cases, Path(folder), num_processes)
-    for case in damaged:
-        inside(folder, f"{case}.json").unlink()
+    forget_stored(Path(folder), damaged)
     return damaged
 
 
