@@ -19,6 +19,8 @@ from nnssl.data.orientation import Scan
 from nnssl.data.plan import Plan, resampled_shape
 from nnssl.data.preprocess import network_input, resample, store
 from nnssl.data.raw_datasets import RawDataset, open_raw, read_image
+from nnssl.data.refusals import UnusableScanError
+from nnssl.data.volumes import check_voxels
 from nnssl.data.workers import Failed, parallel_map
 from nnssl.files import fingerprint, inside, is_file, read_json, write_json
 
@@ -160,11 +162,22 @@ def store_case(case: LabelledCase, plan: Plan, plan_fingerprint: str, folder: Pa
 
 def _read_image_and_labels(case: LabelledCase) -> tuple[Scan, np.ndarray]:
     """The image, and its labels int16 [Z Y X]. Raises ValueError where their shapes differ."""
-    scan = read_image(case.image, case.reader)
-    labels = read_image(case.labels, case.reader, labels=True).voxels
+    scan = _read_whole(case.image, case.reader)
+    labels = _read_whole(case.labels, case.reader, labels=True).voxels
     if labels.shape != scan.voxels.shape:
         raise ValueError(f"the image has shape {scan.voxels.shape}, its labels {labels.shape}")
     return scan, np.rint(labels).astype(np.int16)
+
+
+def _read_whole(path: Path, reader: str, labels: bool = False) -> Scan:
+    """Raises UnusableScanError, which names the file, for one that is truncated or damaged: ITK
+    reads what is missing as 0.
+    """
+    try:
+        check_voxels(path)
+        return read_image(path, reader, labels)
+    except UnusableScanError as refusal:
+        raise UnusableScanError(f"{path.parent.name}/{path.name} {refusal}") from refusal
 
 
 def _is_done(case: LabelledCase, plan_fingerprint: str, folder: Path) -> bool:
