@@ -169,7 +169,7 @@ def _voxels(folder: Path, series: Series) -> tuple[np.ndarray, np.ndarray | None
     if series.frames:
         return _of_frames(folder, series), None
     files = [str(folder / name) for name in series.files]
-    return _of_files(files) if series.each_rescaled else _of_slices(files)
+    return _of_files(files) if series.each_by_itself else _of_slices(files)
 
 
 def _of_slices(files: list[str]) -> tuple[np.ndarray, np.ndarray]:
