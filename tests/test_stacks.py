@@ -280,7 +280,7 @@ def test_slices_of_which_some_have_no_rescaling_are_on_two_scales(tmp_path, slop
         assert series.reason == ""
         return
     assert series.reason.startswith(
-        "has 1 of 10 slices without RescaleSlope or RescaleIntercept, the first in 4.dcm"
+        "has 1 of 10 slices without RescaleSlope or RescaleIntercept: their values"
     )
 
 

@@ -182,9 +182,8 @@ def _check_rescaling(stack: list[Slice]) -> None:
     lacking = [one for one in stack if not all(one.rescaling)]
     if 0 < len(lacking) < len(stack) and len({_scale(one) for one in stack}) > 1:
         raise UnusableScanError(
-            f"has {len(lacking)} of {len(stack)} slices without RescaleSlope or RescaleIntercept, "
-            f"the first in {lacking[0].name}: their values are on another scale than those of the "
-            "others; export the series again"
+            f"has {len(lacking)} of {len(stack)} slices without RescaleSlope or RescaleIntercept: "
+            "their values are on another scale than those of the others; export the series again"
         )
     if stack[0].size[2] > 1 and _rescales_differ(stack):
         raise UnusableScanError(

@@ -105,8 +105,8 @@ def _check_spacing_bounds(spacing: Sequence[float]) -> None:
 
 
 def check_values(voxels: np.ndarray) -> None:
-    """Raise UnusableScanError unless the voxels [Z Y X] are finite, differ, and are small enough for
-    their mean and std to normalise them.
+    """Raise UnusableScanError unless the voxels [Z Y X] are finite, differ, and can be
+    normalised by mean and std.
     """
     low, high = _check_differ(voxels)
     if max(-low, high) > LARGEST_VALUE:
