@@ -81,7 +81,8 @@ def _evenly(cases: list[LabelledCase], count: int) -> tuple[LabelledCase, ...]:
 
 def _integer_labels(dataset: Path, raw: RawDataset) -> dict[str, int]:
     labels = raw.content.get("labels", {})
-    if not labels or not all(isinstance(value, int) for value in labels.values()):
+    is_named = isinstance(labels, dict) and bool(labels)
+    if not is_named or not all(isinstance(value, int) for value in labels.values()):
         raise ValueError(
             f"{dataset / 'dataset.json'}: a probe needs one number for each label, got {labels}; "
             "labels that are regions of several numbers are not supported"
