@@ -32,6 +32,7 @@ TEMPORARY = ".tmp-"
 LOCK = ".lock"
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 BLOCK = 1 << 20  # bytes that are read at once; divisible by the size of every voxel type
+NOWHERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)  # of what is not there, and of broken links
 LITTLE = 1 << 20  # bytes: with less room on a disk, a writer's failure is for want of it
 _SORTED = json.JSONEncoder(sort_keys=True)
 
@@ -294,6 +295,11 @@ def names_in(folder: Path | str) -> set[str]:
 def is_file(path: Path | str) -> bool:
     """Not, either, where this user may not look: `Path.is_file` raises there before Python 3.14."""
     return os.path.isfile(path)  # noqa: PTH113
+
+
+def exists(path: Path | str) -> bool:
+    """Not, either, where this user may not look, as in `is_file`."""
+    return os.path.exists(path)  # noqa: PTH110
 
 
 def inside(folder: Path | str, name: str) -> Path:

@@ -62,10 +62,10 @@ def write_stored_slice(
         *(element(0x00281052, "DS", intercept), element(0x00281053, "DS", slope)),
         element(0x7FE00010, "OW", stored.astype("<u2").tobytes()),
     ]
-    _write_dicom(path, meta, body)
+    write_dicom(path, meta, body)
 
 
-def _write_dicom(path: Path, meta: bytes, body: list[bytes]) -> None:
+def write_dicom(path: Path, meta: bytes, body: list[bytes]) -> None:
     head = element(0x00020000, "UL", struct.pack("<I", len(meta))) + meta
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(bytes(128) + b"DICM" + head + b"".join(body))
@@ -111,5 +111,5 @@ def write_frames(
         sequence(0x52009230, *plane),
         element(0x7FE00010, "OW", (hu.astype(np.int32) + 1024).astype("<u2").tobytes()),
     ]
-    _write_dicom(path, meta, body)
+    write_dicom(path, meta, body)
     return path

@@ -210,6 +210,33 @@ def test_another_folder_of_the_same_names_is_not_taken_for_a_moved_one(tmp_path)
     assert prepared(tmp_path, twin)[0] == plan
 
 
+@pytest.mark.parametrize("in_hu", [True, False])
+def test_other_scans_of_the_same_names_and_sizes_are_not_taken_for_moved_ones(tmp_path, in_hu):
+    """Batches of a study have files of the same names; without compression also of one size."""
+
+    def batch(name: str, seed: int) -> Path:
+        for number in range(2):
+            hu = ct_array(SHAPE, seed + number)
+            write_volume(tmp_path / name / f"case_{number}.nii", hu)
+        return tmp_path / name
+
+    plan, _ = prepared(tmp_path, batch("one", 0), in_hu=in_hu)
+    before = stored(tmp_path)
+    shutil.rmtree(tmp_path / "one")
+    for _ in range(2):  # it is noticed as often as it is looked for
+        again, said = prepared(tmp_path, batch("two", 10), in_hu=in_hu)
+        assert again == plan
+        assert "unchanged" not in said
+        assert "2 scans have the names and sizes of scans of the plan that are gone" in said
+        assert "2 rewritten" in said
+        assert stored(tmp_path) == before
+    _, said = prepared(tmp_path, tmp_path / "two", in_hu=in_hu, update=True, check=True)
+    assert "2 scans are stored again" in said
+    assert all(time != before[name] for name, time in stored(tmp_path).items())
+    said = "2 scans of the plan have moved; their contents are unchanged"
+    assert prepared(tmp_path, tmp_path / "two", in_hu=in_hu) == (plan, said)
+
+
 def test_what_has_moved_is_matched_below_its_folder(tmp_path):
     def plan_of(*sources: str) -> Plan:
         plan, _ = prepared(tmp_path, raw_folder(tmp_path / "raw", range(1)))

@@ -184,6 +184,7 @@ def corner(tmp_path_factory) -> tuple:
     folder = tmp_path_factory.mktemp("corner")
     array = np.full((96, 96, 96), -1000, np.int16)
     array[:48, :48, :48] = 100
+    array[48, :48, :48] = -600  # between air and skin, without which it is no CT
     path = write_volume(folder / "raw.mha", array, (1.0, 1.0, 1.0))
     case = Case("corner", str(path), "", array.shape, (1.0, 1.0, 1.0))
     plan = Plan("made", case.spacing, HUPolicy(-1000.0, 1000.0, 0.0, 500.0), (32, 32, 32), (case,))

@@ -72,6 +72,14 @@ def test_labels_on_the_scans_grid_are_read(scan, tmp_path):
     assert np.array_equal(read_labels(elsewhere, replace(scan, affine=None)), labels())
 
 
+def test_truncated_labels_are_refused(scan, tmp_path):
+    noise = np.random.default_rng(0).integers(0, 9, SHAPE).astype(np.uint8)
+    path = saved(tmp_path / "mask.nii.gz", noise, LPS)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(UnusableScanError, match=r"cannot be read: .*ended before"):
+        read_labels(path, scan)
+
+
 def test_labels_with_axes_in_another_order_are_brought_to_the_scans(scan, tmp_path):
     turned = nibabel.Nifti1Image(labels().T.transpose(2, 0, 1), LPS[:, [2, 0, 1, 3]])
     nibabel.save(turned, tmp_path / "mask.nii.gz")

@@ -17,7 +17,7 @@ from nnssl.data import scans as scans_module
 from nnssl.data import volumes as volumes_module
 from nnssl.data.dicom import series_in
 from nnssl.data.refusals import PassingError
-from nnssl.data.scans import CLOSED, LABELS, LOST, Found, find_scans
+from nnssl.data.scans import ALL_SERIES, CLOSED, LABELS, LOST, Found, find_scans
 from nnssl.data.survey import survey
 from nnssl.files import read_json
 
@@ -98,6 +98,68 @@ def test_a_dicom_folder_with_a_slice_that_cannot_be_opened_is_not_judged(tmp_pat
     monkeypatch.setattr(Path, "open", fail)
     with pytest.raises(PassingError, match="Permission denied"):
         series_in(tmp_path, cache=tmp_path / "out")
+
+
+@pytest.fixture
+def forbid(monkeypatch):
+    """Makes files and folders of these names such that an ordinary user may not look at them."""
+
+    def forbid(*names: str) -> None:
+        def guarded(function):
+            def guard(path, *args, **kwargs):
+                if set(Path(os.fspath(path)).parts) & set(names):
+                    raise PermissionError(13, "Permission denied", str(path))
+                return function(path, *args, **kwargs)
+
+            return guard
+
+        for module, name in ((os, "stat"), (Path, "stat"), (Path, "open")):
+            monkeypatch.setattr(module, name, guarded(getattr(module, name)))
+
+    return forbid
+
+
+def names_of(scans: list[Found]) -> list[tuple[str, str]]:
+    return [(Path(scan.path).name, scan.series) for scan in scans]
+
+
+def test_a_slice_without_ending_that_cannot_be_opened_is_not_passed_over(tmp_path, forbid):
+    """Its place was filled from the slices next to it, which nobody noticed."""
+    raw = write_series(tmp_path / "raw", ct_array(), straight(16))
+    for path in list(raw.iterdir()):
+        path.rename(path.with_suffix(""))
+    assert len(series_in(raw)) == 1
+    forbid("slice_004")
+    assert names_of(find_scans([raw])) == [("raw", ALL_SERIES)]
+    with pytest.raises(PassingError, match=r"Permission denied \(.*slice_004"):
+        series_in(raw)
+    (line,) = survey(find_scans([raw]), tmp_path / "out", 0)
+    assert "Permission denied" in line.reason
+
+
+def test_files_that_may_not_be_looked_at_are_a_line_of_their_folder(tmp_path, forbid):
+    """In a folder without the permission to search it, and behind links into such a one."""
+    raw = tmp_path / "raw"
+    for name in ("links/ours.nii.gz", "theirs/ct.nii.gz", "listed/a.nii.gz", "notes/b.nii.gz"):
+        write_volume(raw / name, ct_array())
+    (raw / "links" / "ct.nii.gz").symlink_to(raw / "theirs" / "ct.nii.gz")
+    (raw / "listed" / "notes.txt").write_text("no scan")
+    (raw / "listed" / "IM0001").write_text("may be a slice")
+    forbid("ct.nii.gz", "a.nii.gz", "notes.txt", "IM0001")
+    found = names_of(find_scans([raw]))
+    assert found == [
+        ("links", CLOSED),
+        ("ours.nii.gz", ""),
+        ("listed", CLOSED),
+        ("b.nii.gz", ""),
+        ("theirs", CLOSED),
+    ]
+    lines = survey(find_scans([raw]), tmp_path / "out", 0)
+    assert [line.kept for line in lines] == [False, True, False, True, False]
+    assert "cannot be looked at: permission denied" in lines[0].reason
+    forbid("raw")
+    with pytest.raises(FileNotFoundError, match="and that this user may read"):
+        find_scans([raw])
 
 
 def test_labels_are_not_decompressed(tmp_path, monkeypatch):

@@ -14,9 +14,17 @@ import nibabel
 import numpy as np
 import pytest
 import SimpleITK
-from synthetic_dicom import write_frames
+from synthetic_dicom import (
+    EXPLICIT_LITTLE_ENDIAN,
+    element,
+    unsigned_short,
+    write_dicom,
+    write_frames,
+    write_stored_slice,
+)
 from synthetic_scans import AXIAL, ct_array, straight, write_series, write_volume
 
+from nnssl.data import dicom_slices
 from nnssl.data import volumes as volumes_module
 from nnssl.data.dicom import series_in
 from nnssl.data.prepare import PrepareRequest, prepare
@@ -275,6 +283,61 @@ def test_a_multi_frame_ct_is_one_scan(tmp_path):
     leaning = (1.0, 0.0, 0.0, 0.0, float(np.cos(0.2)), float(-np.sin(0.2)))
     write_frames(path, array, positions, leaning)
     assert inspect_scan(Found(str(tmp_path), uid)).note.startswith("tilted gantry (11.5 degrees)")
+
+
+def test_frames_that_are_promised_and_not_described_are_not_listed(tmp_path, monkeypatch):
+    """One bit a voxel, one voxel a frame: a small file promised millions, each an object."""
+    meta = element(0x00020010, "UI", EXPLICIT_LITTLE_ENDIAN)
+    made = []
+    monkeypatch.setattr(
+        dicom_slices, "_slice", lambda *args: made.append(args) or dicom_slices.Slice("a", "1")
+    )
+    for edge, reason in ((1, "it has 32000 frames of 1 x 1 pixels"), (16, "")):
+        body = [
+            element(0x00080060, "CS", "CT"),
+            element(0x00280008, "IS", "32000"),
+            *(unsigned_short(0x00280010, edge), unsigned_short(0x00280011, edge)),
+            unsigned_short(0x00280100, 1),
+            element(0x7FE00010, "OW", bytes(4000 * edge**2)),
+        ]
+        write_dicom(tmp_path / "a.dcm", meta, body)
+        (found,) = dicom_slices.read_slices([tmp_path / "a.dcm"])
+        assert found.error.startswith(reason)
+        assert found.position == ()
+    assert len(made) == 1
+
+
+def test_frames_without_a_position_are_refused_with_their_modality(tmp_path):
+    positions = straight(12)
+    path = write_frames(tmp_path / "a", ct_array((12, 16, 18)), positions, AXIAL)
+    content = path.read_bytes()
+    path.write_bytes(content.replace(struct.pack("<HH", 0x5200, 0x9230), b"\0\x52\x31\x92"))
+    (series,) = series_in(tmp_path).values()
+    assert series.reason.startswith("has no ImagePositionPatient")
+
+
+def test_a_compressed_icon_is_passed_over(tmp_path):
+    """Its voxels, of no given length, come before those of the slice."""
+
+    def piece(tag: int, content: bytes = b"", length: int | None = None) -> bytes:
+        size = len(content) if length is None else length
+        return struct.pack("<HHI", tag >> 16, tag & 0xFFFF, size) + content
+
+    item, end, undefined = 0xFFFEE000, 0xFFFEE0DD, 0xFFFFFFFF
+    head = struct.pack("<HH2sHI", 0x7FE0, 0x0010, b"OB", 0, undefined)
+    pixels = head + piece(item) + piece(item, b"\xff\xd8" + bytes(range(200))) + piece(end)
+    icon = struct.pack("<HH2sHI", 0x0088, 0x0200, b"SQ", 0, undefined)
+    icon += piece(item, pixels + piece(0xFFFEE00D), undefined) + piece(end)
+    stored = (ct_array() + 1024).astype(np.uint16)
+    for number, plane in enumerate(stored):
+        path = tmp_path / f"{number}.dcm"
+        write_stored_slice(path, plane, number, "-1024", "1")
+        content = path.read_bytes()
+        start = content.rindex(struct.pack("<HH2s", 0x7FE0, 0x0010, b"OW"))
+        path.write_bytes(content[:start] + icon + content[start:])
+    (series,) = series_in(tmp_path).values()
+    assert series.reason == ""
+    np.testing.assert_array_equal(read_found(Found(str(tmp_path), series.uid)).voxels, ct_array())
 
 
 def test_a_sheared_nifti_is_read_as_nnunet_reads_it(tmp_path):

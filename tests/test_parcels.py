@@ -18,6 +18,7 @@ from nnssl import phantoms
 from nnssl.data import atlas, parcel_failures, parcel_maps
 from nnssl.data.crops import PARCELS, Crops
 from nnssl.data.prepare import PrepareRequest, prepare
+from nnssl.data.preprocess import forget_damaged
 from nnssl.data.refusals import PassingError
 from nnssl.files import NoRoomError, read_json, write_json
 from nnssl.network.reconstruction import at_size
@@ -115,6 +116,20 @@ def test_they_are_made_once_and_anew_for_another_number(collection):
     assert parcel_maps.make(folder, plan, 8, 0, print) == cases
     assert (folder / f"{cases[0]}{PARCELS}").is_file()
     assert read_json(folder / parcel_maps.NOTE)["classes"] == 8
+
+
+def test_a_scan_that_a_check_removed_has_no_parcels(collection, tmp_path):
+    """Without its raw scan it is not stored again: each training ended for want of its note."""
+    folder, plan, ids = collection
+    kept = tmp_path / "kept"
+    shutil.copytree(folder, kept)
+    damaged = kept / f"{ids[0]}.b2nd"
+    damaged.write_bytes(damaged.read_bytes()[::-1])
+    assert forget_damaged(plan, kept, 0) == [ids[0]]
+    assert not list(kept.glob(f"{ids[0]}*"))
+    (kept / f"{ids[0]}.b2nd").touch()  # as an earlier version left it
+    assert parcel_maps.preprocessed(kept, plan) == ids[1:]
+    assert parcel_maps.make(kept, plan, 8, 0, print) == ids[1:]
 
 
 def test_a_stop_half_way_leaves_no_parcels_that_count(collection, tmp_path, monkeypatch):

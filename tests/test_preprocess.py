@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import blosc2
@@ -124,6 +125,29 @@ def test_without_hu_each_scan_is_normalised_as_nnunet_does(tmp_path):
     # looked at again: another question
     with pytest.raises(ValueError, match=r"is not in HU.*--no-hu"):
         prepare(PrepareRequest("made", tmp_path / "out", [path.parent], num_processes=0))
+
+
+@pytest.mark.parametrize("fill", [-np.finfo(np.float32).max, 1e20])
+def test_without_hu_an_extreme_fill_value_is_refused(tmp_path, fill):
+    """It was stored as NaN or as 0 everywhere."""
+    for number in range(2):
+        array = ct_array((14, 20, 24), number).astype(np.float32) + 1100
+        array[:, :4] = fill if number else array[:, :4]
+        write_volume(tmp_path / "raw" / f"{number}.nii.gz", array)
+    plan = prepare("made", tmp_path / "out", [tmp_path / "raw"], num_processes=0, in_hu=False)
+    assert [Path(case.source).name for case in plan.cases] == ["0.nii.gz"]
+    left_out = read_json(tmp_path / "out" / "report.json")["scans"][1]
+    assert "at most 1e+15 is allowed: such a fill value" in left_out["reason"]
+
+
+def test_mean_and_std_without_hu_are_taken_in_double_precision():
+    array = np.random.default_rng(0).normal(1e20, 1.0, (8, 9, 10)).astype(np.float32)
+    array[0], array[1] = 4e20, -4e20
+    scaled = small_plan([Path("a")], [ct_array()]).without_cases()
+    found = replace(scaled, hu=None).standardise(array)
+    wanted = (array.astype(float) - array.mean(dtype=float)) / array.std(dtype=float)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
 
 
 def test_chunks_and_codec_are_nnunets(tmp_path):
@@ -397,6 +421,44 @@ def test_a_scan_that_fails_is_said_and_left_out_and_tried_again(tmp_path, monkey
     assert prepare(PrepareRequest("made", out, [raw], num_processes=0)) == plan
     assert len(Crops(out, plan)) == 3
     assert not list(out.glob("*.failed.json"))
+
+
+def halved(path: Path, hu: np.ndarray) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def without_intercept(path: Path, hu: np.ndarray) -> None:
+    write_volume(path, hu + 1024)
+
+
+def with_nan(path: Path, hu: np.ndarray) -> None:
+    hu = hu.astype(np.float32)
+    hu[5:] = np.nan
+    write_volume(path, hu)
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [(halved, "cannot be read"), (without_intercept, "is not in HU"), (with_nan, "NaN")],
+)
+@pytest.mark.parametrize("sources", [True, False])
+def test_a_scan_that_was_damaged_since_the_survey_is_not_stored(tmp_path, damage, reason, sources):
+    raw, out, said = raw_folder(tmp_path / "raw", 3), tmp_path / "out", []
+    plan = prepare("made", out, [raw], num_processes=0)
+    case = plan.cases[1]
+    damage(Path(case.source), ct_array((14, 20, 24), 1))
+    stored = out / f"{case.id}.b2nd"
+    stored.write_bytes(stored.read_bytes()[::-1])
+    with pytest.warns(UserWarning, match=f"1 of 3 cases could not be preprocessed.*{reason}"):
+        prepare(
+            *("made", out, [raw] if sources else []),
+            num_processes=0,
+            check=True,
+            print_fn=said.append,
+        )
+    assert any("will be preprocessed again if their raw scans are whole" in text for text in said)
+    assert reason in read_json(out / f"{case.id}.failed.json")["reason"]
+    assert len(Crops(out, plan)) == 2
 
 
 def test_an_empty_or_unusable_folder_and_a_missing_plan_are_errors(tmp_path):

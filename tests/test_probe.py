@@ -250,6 +250,17 @@ def test_labels_of_another_shape_are_refused_by_name(stored, tmp_path):
         labelled.prepare_labelled(labelled.find_labelled(raw, 2), tmp_path / "stored", stored[2], 0)
 
 
+@pytest.mark.parametrize("name", ["labelsTr/case_1.nii.gz", "imagesTr/case_1_0000.nii.gz"])
+def test_a_truncated_file_is_refused_by_name(stored, tmp_path, name):
+    """ITK reads the rest as 0: background, which made the Dice wrong without a word."""
+    _, _, plan = stored
+    raw = write_dataset(tmp_path / "Dataset008_Made", 2)
+    whole = (raw / name).read_bytes()
+    (raw / name).write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=f"case_1 of .* {name} cannot be read: .*ended before"):
+        labelled.prepare_labelled(labelled.find_labelled(raw, 2), tmp_path / "out", plan, 0)
+
+
 def test_labels_that_are_on_one_side_only_are_refused(stored, tmp_path):
     raw = write_dataset(tmp_path / "Dataset011_Empty", count=2)
     synthetic_scans.write_volume(raw / "labelsTr" / "case_1.nii.gz", np.zeros(SHAPE, np.uint8))

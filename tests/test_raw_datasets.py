@@ -180,3 +180,46 @@ def test_what_a_reader_cannot_read_is_refused_with_its_words(tmp_path):
     path.write_bytes(path.read_bytes()[:2000])
     with pytest.raises(UnusableScanError, match="cannot be read by nnU-Net's NibabelIO"):
         read_image(path, "NibabelIO")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        [1, 2],
+        {"channel_names": ["CT"]},
+        {"channel_names": "CT"},
+        {"channel_names": {"CT": "0"}},
+        {"file_ending": 5},
+        {"file_ending": ""},
+    ],
+    ids=str,
+)
+def test_a_dataset_json_of_another_form_is_an_error_that_says_what_it_must_hold(tmp_path, content):
+    raw = write_dataset(tmp_path / "raw")
+    whole = json.loads((raw / "dataset.json").read_text())
+    changed = {**whole, **content} if isinstance(content, dict) else content
+    (raw / "dataset.json").write_text(json.dumps(changed))
+    with pytest.raises(ValueError, match=r"is not as nnU-Net wants it: it.*\{\"0\": \"CT\"\}"):
+        find_scans([], [raw])
+
+
+def test_a_probe_of_labels_without_names_is_refused(tmp_path):
+    raw = write_dataset(tmp_path / "raw", labels=["bone"])
+    with pytest.raises(ValueError, match="a probe needs one number for each label"):
+        find_labelled(raw, 2)
+
+
+def test_a_case_that_has_later_channels_only_is_a_line_of_the_report(tmp_path):
+    """Its second channel was read as the first."""
+    raw = write_dataset(tmp_path / "raw", channels=2)
+    (raw / "imagesTr" / "case_1_0000.nii.gz").unlink()
+    lines = survey(find_scans([], [raw]), tmp_path / "out", 0)
+    assert [(Path(line.path).name[:11], line.kept) for line in lines] == [
+        ("case_0_0000", True),
+        ("case_1_0000", False),
+        ("case_2_0000", True),
+    ]
+    assert "No such file" in lines[1].reason
+    assert [case.id for case in find_labelled(raw, 3).cases] == ["case_0", "case_2"]
+    second = find_scans([], [raw], channels=[1])
+    assert [Path(scan.path).name[:11] for scan in second] == [f"case_{i}_0001" for i in range(3)]

@@ -100,6 +100,62 @@ def test_reasons_name_no_file(reason):
     assert "…" in shown
 
 
+@pytest.mark.parametrize(
+    ("path", "reason", "shown"),
+    [
+        (
+            "/old/Doe Jane/ct.nii.gz",
+            "cannot be read now: Permission denied (/new/Roe, Mary (1950)/ct.nii.gz); the next run "
+            "retries",
+            "cannot be read now: Permission denied (…); the next run retries",
+        ),
+        (
+            "/old/Doe Jane/CT",
+            "cannot be read now: Permission denied (/old/Doe Jane/CT/Roe Mary 001); the next run "
+            "retries",
+            "cannot be read now: Permission denied (…); the next run retries",
+        ),
+        (
+            "/old/Doe Jane/CT",
+            'cannot be read: no image in "/old/Doe Jane/CT/Roe Mary 1": failed',
+            'cannot be read: no image in "…": failed',
+        ),
+        ("/a/CT", "cannot be read: file /a/CT/Roe Mary 001", "cannot be read: file …"),
+        ("/old/Roe Mary/CT", "has changed: Roe Mary", "has changed: …"),
+        (
+            "/a/b.mhd",
+            "cannot be read: its data file 'Roe Mary.raw' does not exist",
+            "cannot be read: its data file … does not exist",
+        ),
+    ],
+)
+def test_names_with_blanks_and_commas_are_cut_as_a_whole(path, reason, shown):
+    assert left_out.reason({"path": path, "series": "", "reason": reason}) == shown
+
+
+@pytest.mark.parametrize("damage", ["flipped", "half", "empty", "absent"])
+def test_a_damaged_scan_has_no_picture_and_the_page_is_written(collection, tmp_path, damage):
+    folder = tmp_path / "copy"
+    shutil.copytree(collection, folder)
+    case = Plan.load(folder / "plan.json").cases[0]
+    path = folder / f"{case.id}.b2nd"
+    whole = path.read_bytes()
+    middle = len(whole) // 2
+    flipped = whole[:middle] + bytes([whole[middle] ^ 255]) + whole[middle + 1 :]
+    if damage == "absent":
+        path.unlink()
+    else:
+        path.write_bytes({"flipped": flipped, "half": whole[:middle], "empty": b""}[damage])
+    (folder / f"{Plan.load(folder / 'plan.json').cases[1].id}.json").unlink()
+    (folder / f"{Plan.load(folder / 'plan.json').cases[1].id}.failed.json").write_text("{")
+    text = text_of(write_page(folder))
+    assert "failed: its note cannot be read" in text
+    if damage == "absent":
+        assert "1 scans are not preprocessed yet" in text
+    elif damage != "flipped":  # which may have hit another plane than those shown
+        assert "no picture: what is stored is damaged" in text
+
+
 def test_cases_that_could_not_be_preprocessed_are_told(collection, tmp_path):
     plan = Plan.load(collection / "plan.json")
     case = plan.cases[0]

@@ -5,10 +5,11 @@ grid.
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
-from synthetic_dicom import write_stored_slice
+from synthetic_dicom import element, unsigned_short, write_stored_slice
 from synthetic_scans import AXIAL, ct_array, straight, write_series
 
 from nnssl.data.dicom import series_in
@@ -209,9 +210,94 @@ def test_only_series_whose_files_are_rescaled_differently_are_surveyed_again(tmp
     """Answers of an earlier version on the others stay."""
     write_series(tmp_path / "same", ct_array((10, 16, 18)), straight(10))
     (same,) = series_in(tmp_path / "same").values()
-    assert not same.each_rescaled
+    assert not same.each_by_itself
     assert same.signature(tmp_path / "same")[0] == 2
-    assert replace(same, each_rescaled=True).signature(tmp_path / "same")[0] == VERSION > 2
+    assert replace(same, each_by_itself=True).signature(tmp_path / "same")[0] == VERSION > 2
+
+
+def turned(sine: float) -> tuple[float, ...]:
+    """An axial slice, turned a little about its normal."""
+    cosine = float(np.sqrt(1 - sine**2))
+    return (cosine, sine, 0.0, -sine, cosine, 0.0)
+
+
+def edited(path: Path, *changes: tuple[bytes, bytes]) -> None:
+    content = path.read_bytes()
+    for old, new in changes:
+        assert content.count(old) == 1
+        content = content.replace(old, new)
+    path.write_bytes(content)
+
+
+def test_directions_and_pixels_that_differ_by_rounding_are_one_stack(tmp_path):
+    """They were two, of every second slice each, where a rounded digit lay between them."""
+    array, positions = ct_array((16, 20, 24)), straight(16)
+    for half, (sine, pixel) in enumerate([(0.012499, 0.70315), (0.012501, 0.703151)]):
+        written = write_series(
+            tmp_path / f"half {half}", array[half::2], positions[half::2], turned(sine), pixel
+        )
+        for number, path in enumerate(sorted(written.iterdir(), reverse=True)):
+            path.rename(tmp_path / f"{half}_{number}.dcm")
+            uid = f"1.2.3.4.{number + 1}".encode()
+            (tmp_path / f"{half}_{number}.dcm").write_bytes(
+                (tmp_path / f"{half}_{number}.dcm")
+                .read_bytes()
+                .replace(uid, b"1.2.3.%d" % (5 + half) + uid[7:])
+            )
+    (series,) = series_in(tmp_path).values()
+    assert (len(series.files), series.reason, series.note) == (16, "", "")
+    np.testing.assert_array_equal(read_scan(Found(str(tmp_path), series.uid))[0], array)
+
+
+def test_stacks_of_other_directions_stay_apart(tmp_path):
+    for half, sine in enumerate((0.0, 0.01)):
+        write_series(tmp_path, ct_array((10, 20, 24)), straight(10), turned(sine), names=f"n{half}")
+    assert sorted(len(series.files) for series in series_in(tmp_path).values()) == [10, 10]
+
+
+def test_slices_of_one_instance_uid_at_other_positions_are_kept(tmp_path):
+    """As an anonymisation leaves them; a copy at the same position is the same slice."""
+    stored = np.random.default_rng(0).integers(200, 2000, (10, 16, 18)).astype(np.uint16)
+    for number, plane in enumerate(stored):
+        path = tmp_path / f"{number}.dcm"
+        write_stored_slice(path, plane, number, "-1024", "1")
+        uid = element(0x00080018, "UI", f"1.2.3.4.{number + 1}")
+        edited(path, (uid, element(0x00080018, "UI", "1.2.3.4.1")))
+    (tmp_path / "copy.dcm").write_bytes(path.read_bytes())
+    voxels, spacing = read_scan(Found(str(tmp_path), "1.2.3.4"))
+    np.testing.assert_array_equal(voxels, stored - 1024.0)
+    assert spacing == (2.0, 1.5, 1.5)
+
+
+@pytest.mark.parametrize(("slope", "intercept"), [("1", "-1024"), ("2", "0"), ("1", "0")])
+def test_slices_of_which_some_have_no_rescaling_are_on_two_scales(tmp_path, slope, intercept):
+    stored = np.random.default_rng(0).integers(200, 2000, (10, 16, 18)).astype(np.uint16)
+    for number, plane in enumerate(stored):
+        own = ("", "") if number == 4 else (intercept, slope)
+        write_stored_slice(tmp_path / f"{number}.dcm", plane, number, *own)
+    (series,) = series_in(tmp_path).values()
+    if (slope, intercept) == ("1", "0"):  # what is absent changes nothing then
+        assert series.reason == ""
+        return
+    assert series.reason.startswith(
+        "has 1 of 10 slices without RescaleSlope or RescaleIntercept: their values"
+    )
+
+
+@pytest.mark.parametrize("signed", [0, 1])
+def test_slices_of_other_voxel_types_have_their_own_values(tmp_path, signed):
+    """Read as the type of the first slice, the values of the others had no place."""
+    stored = np.random.default_rng(0).integers(0, 1500, (10, 16, 18)).astype(np.uint16)
+    stored[1:] += 40000
+    for number, plane in enumerate(stored):
+        write_stored_slice(tmp_path / f"{number}.dcm", plane, number, "0", "1")
+    short = [(0x00280101, 16, 12), (0x00280102, 15, 11), (0x00280103, 0, signed)]
+    changes = [(unsigned_short(tag, a), unsigned_short(tag, b)) for tag, a, b in short]
+    edited(tmp_path / "0.dcm", *changes)
+    (series,) = series_in(tmp_path).values()
+    assert series.each_by_itself
+    voxels, _ = read_scan(Found(str(tmp_path), series.uid))
+    np.testing.assert_array_equal(voxels, stored)
 
 
 def test_mri_is_read_without_hu_and_its_slices_become_axial(tmp_path):

@@ -107,7 +107,7 @@ class Crops(torch.utils.data.Dataset):
         absent is an error.
         """
         names = names_in(self.folder)
-        stored = tuple(case.id for case in plan.cases if _is_stored(case.id, names))
+        stored = tuple(case.id for case in plan.cases if is_stored(case.id, names))
         done = set(stored)
         failed = sum(c.id not in done and f"{c.id}.failed.json" in names for c in plan.cases)
         self._check_complete(len(stored), failed, len(plan.cases))
@@ -123,7 +123,7 @@ class Crops(torch.utils.data.Dataset):
 
     def _requested(self, cases: Sequence[str]) -> tuple[str, ...]:
         names = names_in(self.folder)
-        gone = [case for case in cases if not _is_stored(case, names)]
+        gone = [case for case in cases if not is_stored(case, names)]
         if gone:
             raise ValueError(
                 f"{len(gone)} of the {len(cases)} scans that this run trains on are no longer in "
@@ -240,6 +240,6 @@ def _check_shape(shape: Sequence[int], plan: Plan) -> Shape:
     return shape
 
 
-def _is_stored(case: str, names: Container[str]) -> bool:
-    """`names`: of the files in the folder."""
+def is_stored(case: str, names: Container[str]) -> bool:
+    """Whether the voxels of a case and its note are stored; `names`: of the files in the folder."""
     return f"{case}.json" in names and f"{case}{VOXELS}" in names

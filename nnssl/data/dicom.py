@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 from dataclasses import asdict
 from pathlib import Path
 
@@ -12,32 +13,45 @@ from nnssl.data.dicom_stacks import Series, judge, signature_of
 from nnssl.data.orientation import Scan, unify
 from nnssl.data.refusals import PassingError, UnusableScanError, itk_error, passing_errors
 from nnssl.data.stacks import normal_of, straighten
-from nnssl.files import blocks, fingerprint, read_json, write_json
+from nnssl.files import NOWHERE, blocks, fingerprint, read_json, write_json
 
 DICOM_ENDINGS = (".dcm", ".dicom", ".ima")
 AIR = -1024.0  # HU of what a tilted gantry did not scan
 
 
 def looks_like_dicom(path: Path) -> bool:
-    """By its file extension, or by the DICM magic at byte 128. Only regular files are opened."""
-    if path.name.upper() == "DICOMDIR" or not path.is_file():
+    """By its file extension, or by the DICM magic at byte 128. Only regular files are opened.
+
+    Raises OSError for a file that is there, but cannot be looked at.
+    """
+    if path.name.upper() == "DICOMDIR" or not _is_regular(path):
         return False
     return path.suffix.lower() in DICOM_ENDINGS or _begins_as_dicom(path)
 
 
-def _begins_as_dicom(path: Path) -> bool:
+def _is_regular(path: Path) -> bool:
+    """False for broken links, as `Path.is_file` says; OSError where it would say the same of a file
+    that this user may not look at.
+    """
     try:
-        with path.open("rb") as file:
-            return file.read(132)[128:] == b"DICM"
-    except OSError:
-        return False
+        return stat.S_ISREG(path.stat().st_mode)
+    except OSError as error:
+        if error.errno in NOWHERE:
+            return False
+        raise
+
+
+def _begins_as_dicom(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(132)[128:] == b"DICM"
 
 
 def series_in(folder: Path | str, cache: Path | None = None) -> dict[str, Series]:
     """The series of one folder by UID. With `cache` the result is kept there until a file of the
     folder changes.
 
-    Raises PassingError when a file cannot be opened: without it the others might look whole.
+    Raises PassingError when a file cannot be opened, whatever its name: without it the others might
+    look whole.
     """
     folder = Path(folder)
     with passing_errors():
@@ -154,7 +168,7 @@ def _voxels(folder: Path, series: Series) -> tuple[np.ndarray, np.ndarray | None
     if series.frames:
         return _of_frames(folder, series), None
     files = [str(folder / name) for name in series.files]
-    return _of_files(files) if series.each_rescaled else _of_slices(files)
+    return _of_files(files) if series.each_by_itself else _of_slices(files)
 
 
 def _of_slices(files: list[str]) -> tuple[np.ndarray, np.ndarray]:

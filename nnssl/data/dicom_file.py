@@ -139,6 +139,8 @@ class _Reader:
                 return
             if tag == PIXELS and depth == 0:
                 self.pixels = self._voxels(length)
+            elif tag == PIXELS and length == UNDEFINED:  # of an icon, compressed
+                self._fragments()
             elif length == UNDEFINED or kind == b"SQ" or tag in OPENED:
                 into.sequences[tag] = self._sequence(tag, kind, length, end, depth)
             else:

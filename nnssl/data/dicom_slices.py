@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import repeat
 from pathlib import Path
 
 import numpy as np
 
-from nnssl.data.dicom_file import EACH, MODALITY, SHARED, Elements, Image, read_image
-from nnssl.data.refusals import UnusableScanError, check_name, passing_errors
+from nnssl.data.dicom_file import BITS, EACH, MODALITY, SHARED, Elements, Image, read_image
+from nnssl.data.refusals import SMALLEST_AXIS, UnusableScanError, check_name, passing_errors
 
 UNREADABLE = "unreadable files"
 IMAGE_TYPE, SERIES, INSTANCE, ECHO = 0x00080008, 0x0020000E, 0x00080018, 0x00180081
@@ -21,6 +21,7 @@ POSITION, ORIENTATION, PIXEL, SLOPE, INTERCEPT = (
     0x00281053,
     0x00281052,
 )
+STORED_BITS, SIGNED = 0x00280101, 0x00280103
 PLANE, PLANE_ORIENTATION, MEASURES, RESCALING = 0x00209113, 0x00209116, 0x00289110, 0x00289145
 
 
@@ -29,7 +30,8 @@ class Slice:
     """The header of one frame of a file. `position` in mm; `orientation`: of the rows, then
     columns.
 
-    `pixel`: mm (x, y). `error`: why only the name is known.
+    `pixel`: mm (x, y). `voxel_type`: BitsAllocated, BitsStored and PixelRepresentation, as their
+    bytes. `error`: why only the name is known.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Slice:
     position: tuple[float, ...] = ()
     orientation: tuple[float, ...] = ()
     rescaling: tuple[str, ...] = ()
+    voxel_type: tuple[bytes, ...] = ()
 
 
 def read_slices(paths: Sequence[Path]) -> Iterator[Slice]:
@@ -84,10 +87,27 @@ class _Frame:
 
 
 def _frames(name: str, image: Image) -> Iterator[Slice]:
-    """A slice for each frame; values absent for a frame are taken from the whole file."""
+    """A slice for each frame; values absent for a frame are taken from the whole file.
+
+    Frames of which none is described have no places, and are refused whatever they show: one slice
+    without a position stands for all of them, which a small file may promise by the million.
+    """
+    _check_frames(image)
     shared = image.first(SHARED)
+    if image.size[2] > 1 and EACH not in image.sequences:
+        yield replace(_slice(name, 0, _Frame(Elements(), shared, image)), position=())
+        return
     for number, own in enumerate(_descriptions(image)):
         yield _slice(name, number, _Frame(own, shared, image))
+
+
+def _check_frames(image: Image) -> None:
+    columns, rows, count = image.size
+    if count > 1 and min(columns, rows) < SMALLEST_AXIS:
+        raise UnusableScanError(
+            f"it has {count} frames of {columns} x {rows} pixels, at least {SMALLEST_AXIS} x "
+            f"{SMALLEST_AXIS} are needed"
+        )
 
 
 def _descriptions(image: Image) -> Iterable[Elements]:
@@ -116,6 +136,7 @@ def _slice(name: str, number: int, frame: _Frame) -> Slice:
         position=frame.numbers(PLANE, POSITION, 3),
         orientation=frame.numbers(PLANE_ORIENTATION, ORIENTATION, 6),
         rescaling=(frame.text(RESCALING, SLOPE), frame.text(RESCALING, INTERCEPT)),
+        voxel_type=tuple(image.values.get(tag, b"") for tag in (BITS, STORED_BITS, SIGNED)),
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,12 +17,15 @@ from nnssl.data.stacks import arrange
 from nnssl.files import fingerprint
 from nnssl.types import Spacing
 
-VERSION = 3  # goes up when a change in these rules makes kept results wrong
-# of the survey's answers that were right before: only series of `each_rescaled` are read again
+VERSION = 4  # goes up when a change in these rules makes kept results wrong
+# of the survey's answers that were right before: only series of `each_by_itself` are read again
 OTHERS_VERSION = 2
 READ = ("CT", "MR")  # modalities
+Grid = tuple[tuple[float, ...], tuple[float, ...]]  # orientation and pixel of a slice
 
 LOCALIZER_WORDS = {"LOCALIZER", "LOCALISER", "SCOUT", "TOPOGRAM"}
+SAME_DIRECTION = 1e-3  # of directions, unit vectors: half a millimetre at the edge of a slice
+SAME_PIXEL = 1e-3  # mm
 REFORMAT_WORDS = {"REFORMATTED", "MPR", "CPR", "MIP", "MINIP", "PROJECTION", "VRT", "VOLREN"}
 
 
@@ -32,8 +35,8 @@ class Series:
     is left out.
 
     `frames`: of the files, where one has several. `positions` where the slices make no straight and
-    even grid; `note` says so then. `each_rescaled`: its files, of one slice each, differ in slope
-    or intercept.
+    even grid; `note` says so then. `each_by_itself`: its files, of one slice each, differ in slope,
+    intercept or the type of their voxels.
     """
 
     uid: str
@@ -45,12 +48,12 @@ class Series:
     orientation: tuple[float, ...] = ()
     positions: tuple[tuple[float, ...], ...] = ()
     note: str = ""
-    each_rescaled: bool = False
+    each_by_itself: bool = False
 
     def signature(self, folder: Path | str) -> list:
         """What changes when one of its files changes."""
         paths = [Path(folder, name) for name in dict.fromkeys(self.files)]
-        version = VERSION if self.each_rescaled else OTHERS_VERSION
+        version = VERSION if self.each_by_itself else OTHERS_VERSION
         return [version, _state_of_files(paths), self.reason]
 
 
@@ -73,20 +76,42 @@ def judge(slices: Iterable[Slice]) -> list[Series]:
 
 def _named_stacks(slices: Iterable[Slice]) -> Iterator[tuple[str, list[Slice]]]:
     """Each stack with its name, of a UID the largest first."""
-    groups: dict[str, dict[tuple, list[Slice]]] = defaultdict(lambda: defaultdict(list))
+    groups: dict[str, dict[tuple, dict]] = defaultdict(lambda: defaultdict(dict))
     for one in slices:
-        groups[one.series][_stack(one)].append(one)
-    for uid, stacks in groups.items():
-        largest_first = sorted(stacks.values(), key=len, reverse=True)
+        alike = groups[one.series][_stack(one)]
+        alike.setdefault((one.orientation, one.pixel), []).append(one)
+    for uid, kinds in groups.items():
+        stacks = [stack for alike in kinds.values() for stack in _joined(alike)]
+        largest_first = sorted(stacks, key=len, reverse=True)
         for number, stack in enumerate(largest_first, start=1):
             yield (uid if number == 1 else f"{uid}#{number}"), stack
 
 
+def _joined(alike: Mapping[Grid, list[Slice]]) -> Iterable[list[Slice]]:
+    """Those whose directions and pixels differ by rounding only are one stack. Numbers that are
+    rounded before they are compared would differ on both sides of a half.
+    """
+    stacks: dict[Grid, list[Slice]] = {}
+    for grid, slices in alike.items():
+        known = next((other for other in stacks if _is_same_grid(grid, other)), grid)
+        stacks.setdefault(known, []).extend(slices)
+    return stacks.values()
+
+
+def _is_same_grid(one: Grid, other: Grid) -> bool:
+    pairs = zip(one, other, (SAME_DIRECTION, SAME_PIXEL), strict=True)
+    return all(_are_close(values, others, most) for values, others, most in pairs)
+
+
+def _are_close(values: tuple[float, ...], others: tuple[float, ...], most: float) -> bool:
+    if len(values) != len(others):
+        return False
+    return all(abs(a - b) < most for a, b in zip(values, others, strict=True))
+
+
 def _stack(one: Slice) -> tuple:
-    """Slices for which this is equal can be one volume."""
+    """Slices for which this is equal can be one volume, if they lie on the same grid."""
     return (
-        tuple(round(v, 3) for v in one.orientation),
-        tuple(round(v, 4) for v in one.pixel),
         one.size,
         one.components,
         one.modality,
@@ -101,8 +126,9 @@ def _image_type_words(one: Slice) -> set[str]:
 
 
 def _judge_stack(uid: str, slices: list[Slice]) -> Series:
-    # the same slice copied under another name
-    stack = list({one.instance: one for one in slices}.values())
+    # The same slice copied under another name. Where an anonymisation gave all slices one UID, they
+    # still lie at different positions.
+    stack = list({(one.instance, one.position): one for one in slices}.values())
     try:
         _check_kind(stack)
         return _arranged(uid, stack)
@@ -126,7 +152,7 @@ def _arranged(uid: str, stack: list[Slice]) -> Series:
         orientation=first.orientation,
         positions=tuple(one.position for one in ordered) if found.note else (),
         note=found.note,
-        each_rescaled=first.size[2] == 1 and _rescales_differ(stack),
+        each_by_itself=first.size[2] == 1 and (_rescales_differ(stack) or _types_differ(stack)),
     )
 
 
@@ -152,10 +178,27 @@ def _check_modality(modality: str) -> None:
 
 
 def _check_rescaling(stack: list[Slice]) -> None:
+    """Refuse slices that are on several scales, or that cannot be read on one."""
+    lacking = [one for one in stack if not all(one.rescaling)]
+    if 0 < len(lacking) < len(stack) and len({_scale(one) for one in stack}) > 1:
+        raise UnusableScanError(
+            f"has {len(lacking)} of {len(stack)} slices without RescaleSlope or RescaleIntercept: "
+            "their values are on another scale than those of the others; export the series again"
+        )
     if stack[0].size[2] > 1 and _rescales_differ(stack):
         raise UnusableScanError(
             "is a multi-frame file that rescales each frame differently; convert it to NIfTI"
         )
+
+
+def _scale(one: Slice) -> tuple[str, ...]:
+    """Slope and intercept as readers take them: what is absent changes nothing."""
+    return tuple(text or usual for text, usual in zip(one.rescaling, ("1", "0"), strict=True))
+
+
+def _types_differ(stack: list[Slice]) -> bool:
+    """ITK reads a stack with the type of its first slice, in which others may have no place."""
+    return len({each.voxel_type for each in stack}) > 1
 
 
 def _rescales_differ(stack: list[Slice]) -> bool:

@@ -19,8 +19,10 @@ from nnssl.data.orientation import Scan
 from nnssl.data.plan import Plan, resampled_shape
 from nnssl.data.preprocess import network_input, resample, store
 from nnssl.data.raw_datasets import RawDataset, open_raw, read_image
+from nnssl.data.refusals import UnusableScanError
+from nnssl.data.volumes import check_voxels
 from nnssl.data.workers import Failed, parallel_map
-from nnssl.files import fingerprint, inside, read_json, write_json
+from nnssl.files import fingerprint, inside, is_file, read_json, write_json
 
 NOTE = "probe.json"
 FEWEST = 2  # cases: one to fit, one to test
@@ -79,7 +81,8 @@ def _evenly(cases: list[LabelledCase], count: int) -> tuple[LabelledCase, ...]:
 
 def _integer_labels(dataset: Path, raw: RawDataset) -> dict[str, int]:
     labels = raw.content.get("labels", {})
-    if not labels or not all(isinstance(value, int) for value in labels.values()):
+    is_named = isinstance(labels, dict) and bool(labels)
+    if not is_named or not all(isinstance(value, int) for value in labels.values()):
         raise ValueError(
             f"{dataset / 'dataset.json'}: a probe needs one number for each label, got {labels}; "
             "labels that are regions of several numbers are not supported"
@@ -100,7 +103,7 @@ def _complete(dataset: Path, raw: RawDataset) -> list[LabelledCase]:
 
 def _labelled_cases(raw: RawDataset) -> Iterator[LabelledCase]:
     for case in raw.training:
-        if case.image.is_file() and case.labels is not None and case.labels.is_file():
+        if is_file(case.image) and case.labels is not None and is_file(case.labels):
             yield LabelledCase(case.id, case.image, case.labels, raw.reader)
 
 
@@ -160,11 +163,22 @@ def store_case(case: LabelledCase, plan: Plan, plan_fingerprint: str, folder: Pa
 
 def _read_image_and_labels(case: LabelledCase) -> tuple[Scan, np.ndarray]:
     """The image, and its labels int16 [Z Y X]. Raises ValueError where their shapes differ."""
-    scan = read_image(case.image, case.reader)
-    labels = read_image(case.labels, case.reader, labels=True).voxels
+    scan = _read_whole(case.image, case.reader)
+    labels = _read_whole(case.labels, case.reader, labels=True).voxels
     if labels.shape != scan.voxels.shape:
         raise ValueError(f"the image has shape {scan.voxels.shape}, its labels {labels.shape}")
     return scan, np.rint(labels).astype(np.int16)
+
+
+def _read_whole(path: Path, reader: str, labels: bool = False) -> Scan:
+    """Raises UnusableScanError, which names the file, for one that is truncated or damaged: ITK
+    reads what is missing as 0.
+    """
+    try:
+        check_voxels(path)
+        return read_image(path, reader, labels)
+    except UnusableScanError as refusal:
+        raise UnusableScanError(f"{path.parent.name}/{path.name} {refusal}") from refusal
 
 
 def _is_done(case: LabelledCase, plan_fingerprint: str, folder: Path) -> bool:

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from nnssl.data import atlas
-from nnssl.data.crops import PARCELS
+from nnssl.data.crops import PARCELS, is_stored
 from nnssl.data.parcel_failures import (
     FAILED,
     how_to_go_on,
@@ -179,7 +179,7 @@ def _label_all(found: _Registered, work: _Work, centres: np.ndarray, num_process
 def preprocessed(folder: Path, plan: Plan) -> list[str]:
     """The ids of the plan's scans that are preprocessed."""
     names = names_in(folder)
-    return [case.id for case in plan.cases if f"{case.id}.b2nd" in names]
+    return [case.id for case in plan.cases if is_stored(case.id, names)]
 
 
 def are_made(folder: Path, plan: Plan, classes: int) -> bool:

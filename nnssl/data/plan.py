@@ -213,7 +213,9 @@ def _by_own_values(voxels: np.ndarray) -> np.ndarray:
     from nnunetv2.preprocessing.cropping.cropping import crop_to_nonzero
 
     within, *_ = crop_to_nonzero(voxels[None])
-    return (voxels - within.mean()) / max(within.std(), 1e-8)
+    # In double precision: in single, the square of a large fill value is infinite.
+    mean, std = (float(f(dtype=np.float64)) for f in (within.mean, within.std))
+    return (voxels - np.float32(mean)) / np.float32(max(std, 1e-8))
 
 
 def case_of(scan: _Scan) -> Case:

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 from nnssl.data.plan import Case, Plan
+from nnssl.data.scans import Found
+from nnssl.data.survey_lines import has_other_contents
 from nnssl.data.survey_report import ScanReport
 from nnssl.types import Shape, Spacing
 
@@ -19,11 +22,13 @@ class PlanComparison:
     """The scans of a plan `before`, and those that are there `now`, by path and series.
 
     stored: from which state of its source each case was stored, by its id (`source_states`).
+    folder: of the collection, where the survey's lines are kept.
     """
 
     before: dict[tuple[str, str], Case]
     now: dict[tuple[str, str], ScanReport]
     stored: Mapping[str, list]
+    folder: Path
 
     @classmethod
     def of(
@@ -31,6 +36,7 @@ class PlanComparison:
         plan: Plan,
         lines: Sequence[ScanReport],
         moved: Mapping[str, str],
+        folder: Path,
         stored: Mapping[str, list] | None = None,
     ) -> PlanComparison:
         """With those of the survey's `lines` that are kept; `moved`: where a source of the plan is
@@ -38,7 +44,7 @@ class PlanComparison:
         """
         before = {(moved.get(case.source, case.source), case.series): case for case in plan.cases}
         now = {(line.path, line.series): line for line in lines if line.kept}
-        return cls(before, now, stored or {})
+        return cls(before, now, stored or {}, folder)
 
     @cached_property
     def new(self) -> list[ScanReport]:
@@ -67,9 +73,28 @@ class PlanComparison:
         return [self.before[key].id for key in keys if self._is_rewritten(key)]
 
     def _is_rewritten(self, key: tuple[str, str]) -> bool:
-        """A scan that has moved was compared where it was found again (`moved`)."""
         case, state = self.before[key], list(self.now[key].state)
-        return case.source == key[0] and self.stored.get(case.id, state) != state
+        if case.source != key[0]:
+            return case.id in self.replaced
+        return self.stored.get(case.id, state) != state
+
+    @cached_property
+    def replaced(self) -> set[str]:
+        """The ids of cases in whose place another scan of the same name and size was found. Files
+        with the time of change that the case was stored from are not compared.
+        """
+        return {self.before[key].id for key in self.moved if self._is_replaced(key)}
+
+    def _is_replaced(self, key: tuple[str, str]) -> bool:
+        case, now = self.before[key], self.now[key]
+        if self.stored.get(case.id) == list(now.state):
+            return False
+        return has_other_contents(Found(case.source, case.series), now.found, self.folder)
+
+    @property
+    def moved(self) -> list[tuple[str, str]]:
+        """Where the scans are now that lie elsewhere than in the plan."""
+        return [key for key in self.both if self.before[key].source != key[0]]
 
     @property
     def states(self) -> dict[str, list]:

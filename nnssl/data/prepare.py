@@ -120,7 +120,8 @@ def _forget_damaged(plan: Plan, request: PrepareRequest) -> None:
     damaged = forget_damaged(plan, request.folder, *request.workers)
     names = ", ".join(damaged[:5])
     stored = (
-        f"{len(damaged)} preprocessed scans are damaged and will be preprocessed again: {names}"
+        f"{len(damaged)} preprocessed scans are damaged, and will be preprocessed again if "
+        f"their raw scans are whole: {names}"
     )
     request.print_fn(stored if damaged else "no preprocessed scan is damaged")
 
@@ -169,7 +170,7 @@ def _plan_from_survey(request: PrepareRequest) -> tuple[Plan, dict[str, str]]:
     plan = _plan_of(lines, old, moved, pattern, request)
     if plan != old:
         plan.save(request.plan_file)
-    keep_states(request.folder, PlanComparison.of(plan, lines, moved).states)
+    keep_states(request.folder, PlanComparison.of(plan, lines, moved, request.folder).states)
     if not request.update:
         unchanged.keep(digest, plan, lines, said)
     return plan, moved
@@ -231,13 +232,22 @@ def _kept_plan(
 
     Raises ValueError when no scan of the plan is among those that are there now.
     """
-    compared = PlanComparison.of(old, kept, moved, states_of_stored(request.folder))
+    folder = request.folder
+    compared = PlanComparison.of(old, kept, moved, folder, states_of_stored(folder))
     _check_any_known(compared, request)
-    if moved:
-        number = sum(case.source in moved for case in old.cases)
-        request.print_fn(f"{number} scans of the plan have moved; their contents are unchanged")
+    _say_moved(compared, request)
     _say_differences(compared, request)
     return _updated(old, compared, request) if request.update else old
+
+
+def _say_moved(compared: PlanComparison, request: PrepareRequest) -> None:
+    if same := len(compared.moved) - len(compared.replaced):
+        request.print_fn(f"{same} scans of the plan have moved; their contents are unchanged")
+    if others := len(compared.replaced):
+        request.print_fn(
+            f"{others} scans have the names and sizes of scans of the plan that are gone, but "
+            "other contents; they count as rewritten"
+        )
 
 
 def _check_any_known(compared: PlanComparison, request: PrepareRequest) -> None:

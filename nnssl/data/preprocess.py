@@ -18,7 +18,9 @@ import numpy as np
 from nnssl.data.done import Done
 from nnssl.data.packing import pack
 from nnssl.data.plan import Case, Plan, resampled_shape
-from nnssl.data.scans import Found, read_scan
+from nnssl.data.refusals import check_hu, check_values
+from nnssl.data.scans import Found, check_stored, read_scan
+from nnssl.data.source_states import forget_stored
 from nnssl.data.workers import Failed, parallel_map
 from nnssl.files import atomic, crc32, inside, read_json, write_json
 from nnssl.types import Shape, Spacing
@@ -91,8 +93,7 @@ def forget_damaged(
     """
     cases = [case.id for case in plan.cases[part_id::num_parts]]
     damaged = _damaged(cases, Path(folder), num_processes)
-    for case in damaged:
-        inside(folder, f"{case}.json").unlink()
+    forget_stored(Path(folder), damaged)
     return damaged
 
 
@@ -115,7 +116,7 @@ def preprocess_case(case: Case, plan: Plan, fingerprint: str, folder: Path) -> N
     """Read, normalise, resample, store. nnU-Net resamples in float64: some 40 bytes per voxel at
     the peak.
     """
-    voxels, spacing = _read_unchanged(case, folder)
+    voxels, spacing = _read_unchanged(case, plan.hu is not None, folder)
     shape = resampled_shape(voxels.shape, spacing, plan.spacing)
     standardised = plan.standardise(voxels)
     body = body_blocks(plan.body(voxels, standardised), shape)
@@ -154,13 +155,18 @@ def _packed(body: np.ndarray) -> dict:
     return {"body_block": BLOCK, "body": pack(body)}
 
 
-def _read_unchanged(case: Case, folder: Path) -> tuple[np.ndarray, Spacing]:
-    """Voxels [Z Y X] and spacing. Raises ValueError for a scan of another shape than planned."""
-    voxels, spacing = read_scan(Found(case.source, case.series), folder)
+def _read_unchanged(case: Case, in_hu: bool, folder: Path) -> tuple[np.ndarray, Spacing]:
+    """Voxels [Z Y X] and spacing. Raises ValueError for a scan of another shape than planned, and
+    for one that the survey would leave out: it may have been damaged since.
+    """
+    found = Found(case.source, case.series)
+    check_stored(found, in_hu, folder)
+    voxels, spacing = read_scan(found, folder)
     if voxels.shape != case.shape:
         raise ValueError(
             f"has shape {voxels.shape}, but had {case.shape} at planning: the scan has changed"
         )
+    (check_hu if in_hu else check_values)(voxels)
     return voxels, spacing
 
 

@@ -28,7 +28,7 @@ from nnssl.data.refusals import (
     summarise_error,
 )
 from nnssl.data.volumes import check_header, is_plain
-from nnssl.files import read_json
+from nnssl.files import is_file, read_json
 from nnssl.types import Spacing
 
 if TYPE_CHECKING:
@@ -40,21 +40,30 @@ SAME_AS_OURS = "SimpleITKIO"
 
 @dataclass(frozen=True)
 class RawCase:
-    """`images`: one file per channel. `labels`: None for test images."""
+    """`images`: one file per channel, with these `numbers` at the ends of their names; without any
+    they are those from 0 on. `labels`: None for test images.
+    """
 
     id: str
     images: tuple[Path, ...]
     labels: Path | None = None
+    numbers: tuple[int, ...] = ()
 
     @property
     def image(self) -> Path:
         """The first channel."""
-        return self.images[0]
+        return self.channel(0)
 
     def channel(self, number: int) -> Path:
-        """Raises ValueError where the channels are not in files of their own."""
-        if number < len(self.images):
-            return self.images[number]
+        """Its file, which does not exist where only later channels do. Raises ValueError where the
+        channels are not in files of their own.
+        """
+        files = dict(zip(self.numbers or range(len(self.images)), self.images, strict=True))
+        if number in files:
+            return files[number]
+        if self.numbers and number < max(self.numbers):
+            ending = self.images[0].name[len(f"{self.id}_0000") :]
+            return self.images[0].with_name(f"{self.id}_{number:04d}{ending}")
         raise ValueError(
             f"case {self.id} has {len(self.images)} file(s), but channel {number} was requested: "
             "channels stored in one file cannot be separated. Leave out --channels to use the "
@@ -93,7 +102,29 @@ def read_content(dataset: Path) -> dict:
         raise FileNotFoundError(
             f"{dataset} has no dataset.json, so it is not an nnU-Net raw dataset"
         )
-    return {"file_ending": ".nii.gz", **read_json(dataset / "dataset.json")}
+    content = read_json(dataset / "dataset.json")
+    if not isinstance(content, dict):
+        raise _not_as_nnunet_wants(dataset, f"it holds {str(content)[:60]!r}")
+    content = {"file_ending": ".nii.gz", **content}
+    ending, names = content["file_ending"], _channel_field(content)
+    if not (isinstance(ending, str) and ending.startswith(".")):
+        raise _not_as_nnunet_wants(dataset, f'its "file_ending" is {ending!r}')
+    if not (isinstance(names, dict) and all(str(number).isdecimal() for number in names)):
+        raise _not_as_nnunet_wants(dataset, f'its "channel_names" are {str(names)[:60]}')
+    return content
+
+
+def _not_as_nnunet_wants(dataset: Path, found: str) -> ValueError:
+    return ValueError(
+        f"{dataset / 'dataset.json'} is not as nnU-Net wants it: {found}. It must be an object "
+        'such as {"channel_names": {"0": "CT"}, "labels": {"background": 0, "organ": 1}, '
+        '"numTraining": 20, "file_ending": ".nii.gz"}; correct it'
+    )
+
+
+def _channel_field(content: dict) -> dict:
+    """Names by number, as they are written; one of CT where nothing is."""
+    return content.get("channel_names") or content.get("modality") or {"0": "CT"}
 
 
 def _listed_cases(dataset: Path, content: dict) -> list[RawCase]:
@@ -120,8 +151,7 @@ def _paths(images: Sequence[str]) -> tuple[Path, ...]:
 
 def channel_names(content: dict) -> dict[int, str]:
     """The channels of a dataset.json by number; one without a name where it names none."""
-    names = content.get("channel_names") or content.get("modality") or {"0": "CT"}
-    return {int(number): str(name) for number, name in names.items()}
+    return {int(number): str(name) for number, name in _channel_field(content).items()}
 
 
 def chosen_channels(dataset: Path, wanted: Sequence[int] | None) -> dict[int, str]:
@@ -150,13 +180,27 @@ def _numbered_channels(names: dict[int, str]) -> str:
 def _in_folders(dataset: Path, ending: str) -> list[RawCase]:
     cases = _cases(dataset / "imagesTr", ending)
     return [
-        RawCase(case, tuple(images), dataset / "labelsTr" / f"{case}{ending}")
+        RawCase(
+            case,
+            tuple(images),
+            dataset / "labelsTr" / f"{case}{ending}",
+            _channel_numbers(case, images),
+        )
         for case, images in cases.items()
     ]
 
 
 def _unlabelled(folder: Path, ending: str) -> list[RawCase]:
-    return [RawCase(case, tuple(images)) for case, images in _cases(folder, ending).items()]
+    return [
+        RawCase(case, tuple(images), numbers=_channel_numbers(case, images))
+        for case, images in _cases(folder, ending).items()
+    ]
+
+
+def _channel_numbers(case: str, images: Sequence[Path]) -> tuple[int, ...]:
+    """Those of `<case>_0001.nii.gz`."""
+    start = len(f"{case}_")
+    return tuple(int(image.name[start : start + 4]) for image in images)
 
 
 def _cases(folder: Path, ending: str) -> dict[str, list[Path]]:
@@ -182,7 +226,7 @@ def _cases(folder: Path, ending: str) -> dict[str, list[Path]]:
 
 def _files_by_case(folder: Path, ending: str) -> dict[str, list[str]]:
     """Names of files, sorted, by what stands before the number of the channel."""
-    paths = (path for path in folder.iterdir() if path.is_file() and path.name.endswith(ending))
+    paths = (path for path in folder.iterdir() if is_file(path) and path.name.endswith(ending))
     files = defaultdict(list)
     for name in sorted(path.name for path in paths):
         files[name[: -(len(ending) + len("_0000"))]].append(name)
@@ -213,7 +257,7 @@ def _harmless(image: Path) -> bool:
         check_header(check_name(image))
     except (UnusableScanError, PassingError):
         return False
-    return image.is_file()
+    return is_file(image)
 
 
 def series_of(image: Path, reader: str) -> str:

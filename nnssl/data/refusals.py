@@ -24,6 +24,7 @@ DENSE_HU = 600.0
 MOST_DENSE = 0.1
 MOST_BY_BONE = 4.0  # times the voxels between tissue and DENSE_HU; in 211 real scans 0.08 to 1.6
 LARGEST_HU = 65536.0  # metal and padding stay below
+LARGEST_VALUE = 1e15  # of images that are not CT; PET in Bq/ml stays below 1e9
 NOT_CT = "For images that are not CT: --no-hu"
 
 
@@ -104,19 +105,32 @@ def _check_spacing_bounds(spacing: Sequence[float]) -> None:
 
 
 def check_values(voxels: np.ndarray) -> None:
-    """Raise UnusableScanError unless the voxels [Z Y X] are finite and differ."""
+    """Raise UnusableScanError unless the voxels [Z Y X] are finite, differ, and can be
+    normalised by mean and std.
+    """
+    low, high = _check_differ(voxels)
+    if max(-low, high) > LARGEST_VALUE:
+        raise UnusableScanError(
+            f"holds values from {low:g} to {high:g}, at most {LARGEST_VALUE:g} is allowed: such a "
+            "fill value leaves nothing of the image once it is normalised; set those voxels to 0"
+        )
+
+
+def _check_differ(voxels: np.ndarray) -> tuple[float, float]:
+    """The range of the voxels. Raises UnusableScanError unless they are finite and differ."""
     low, high = _range(voxels)
     if not np.isfinite([low, high]).all():
         raise UnusableScanError("holds NaN or infinite voxels")
     if low == high:
         raise UnusableScanError(f"is constant: every voxel is {low:g}")
+    return low, high
 
 
 def check_hu(hu: np.ndarray) -> None:
     """Raise UnusableScanError unless the voxels [Z Y X] look like a CT in HU (documentation/data.md
     gives the reasons).
     """
-    check_values(hu)
+    _check_differ(hu)
     values = _check_range(hu)
     body = _body_values(hu)
     _check_rim(hu, values)

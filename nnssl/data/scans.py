@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,6 +31,7 @@ from nnssl.data.volumes import (
     is_volume,
     read_volume,
 )
+from nnssl.files import NOWHERE, exists, is_file
 from nnssl.host_memory import garbage_collection_paused
 from nnssl.types import Spacing
 
@@ -97,9 +99,10 @@ def find_scans(
 
 def _existing_folder(folder: Path | str) -> Path:
     path = Path(folder).absolute()
-    if not path.exists():
+    if not exists(path):
         raise FileNotFoundError(
-            f"folder {folder} does not exist; give a folder that holds {LOOKED_FOR}"
+            f"folder {folder} does not exist; give a folder that holds {LOOKED_FOR}, and that this "
+            "user may read"
         )
     return path
 
@@ -115,7 +118,7 @@ def _wanted_below(top: Path, seen: set, wanted: Sequence[str]) -> list[Found]:
 
 def _below(top: Path, seen: set, wanted: Sequence[str]) -> Iterator[Found]:
     """Everything at any depth below `top` that is wanted; `top` may be a file as well."""
-    if top.is_file():
+    if is_file(top):
         yield from _in_folder(top.parent, [top.name], seen)
         return
     closed: list[str] = []
@@ -125,7 +128,7 @@ def _below(top: Path, seen: set, wanted: Sequence[str]) -> Iterator[Found]:
 
     for folder, subfolders, names in os.walk(top, followlinks=True, onerror=note_closed):
         subfolders[:] = _searched(subfolders)
-        if _first_time(folder, seen):
+        if _unless_closed(partial(_first_time, folder, seen), folder, closed):
             yield from _of_folder(Path(folder), names, top, seen, wanted)
         else:
             subfolders.clear()
@@ -159,14 +162,28 @@ def _in_folder(folder: Path, names: Sequence[str], seen: set) -> Iterator[Found]
     """Volumes one by one; DICOM as soon as one file is: a folder of a million slices is opened
     once.
     """
-    others = []
+    closed: list[str] = []
+    others = [name for name in names if not name.lower().endswith(VOLUME_ENDINGS)]
     for name in names:
-        if not name.lower().endswith(VOLUME_ENDINGS):
-            others.append(name)
-        elif _first_time(path := os.path.join(folder, name), seen):  # noqa: PTH118 - see there
-            yield Found(path)
-    if any(looks_like_dicom(folder / name) for name in others):
+        if name.lower().endswith(VOLUME_ENDINGS):
+            path = os.path.join(folder, name)  # noqa: PTH118 - called for every scan
+            if _unless_closed(partial(_first_time, path, seen), name, closed):
+                yield Found(path)
+    if any(_unless_closed(partial(looks_like_dicom, folder / n), n, closed) for n in others):
         yield Found(str(folder), ALL_SERIES)
+    if any(map(_may_be_scan, closed)):
+        yield Found(str(folder), CLOSED)
+
+
+def _unless_closed(look: Callable[[], bool], name: str, closed: list[str]) -> bool:
+    """What `look` says of a file; False for one that cannot be looked at, whose name goes to
+    `closed`.
+    """
+    try:
+        return look()
+    except OSError:
+        closed.append(name)
+        return False
 
 
 def _lost(folder: Path | str) -> list[str]:
@@ -174,7 +191,15 @@ def _lost(folder: Path | str) -> list[str]:
     none.
     """
     scans = (link for link in _links(folder) if _may_be_scan(link.name))
-    return [link.name for link in scans if not Path(link.path).exists()]
+    return [link.name for link in scans if _leads_nowhere(link.path)]
+
+
+def _leads_nowhere(path: str) -> bool:
+    try:
+        os.stat(path)  # noqa: PTH116
+    except OSError as error:
+        return error.errno in NOWHERE
+    return False
 
 
 def _links(folder: Path | str) -> list[os.DirEntry[str]]:
@@ -211,7 +236,10 @@ def not_read(found: Found) -> str:
             f"{len(_label_file_names(found.path))}"
         )
     if found.series == CLOSED:
-        return "is a folder that cannot be listed: permission denied, or the disk does not respond"
+        return (
+            "is a folder that cannot be listed, or that holds files which cannot be looked at: "
+            "permission denied, or the disk does not respond"
+        )
     return (
         f"links that lead nowhere: {len(_lost(found.path))} (with DataLad or git-annex, get the "
         "files first: git annex get .)"
@@ -220,12 +248,14 @@ def not_read(found: Found) -> str:
 
 def _first_time(path: Path | str, seen: set) -> bool:
     """False for paths seen before under another name, for broken links, and for anything but files
-    and folders.
+    and folders. OSError for what cannot be looked at.
     """
     try:
         status = os.stat(path)  # noqa: PTH116 - called for every scan of the collection
-    except OSError:
-        return False
+    except OSError as error:
+        if error.errno in NOWHERE:
+            return False
+        raise
     key = (status.st_dev, status.st_ino)
     new = key not in seen and _is_file_or_folder(status.st_mode)
     seen.add(key)

@@ -6,6 +6,7 @@ A line holds as long as the signature of its scan stays the same: path, size and
 from __future__ import annotations
 
 import os
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import numpy as np
 from nnssl.data.packing import pack, unpack
 from nnssl.data.scans import Found
 from nnssl.data.survey_report import ScanReport
-from nnssl.files import fingerprint, read_json, write_json
+from nnssl.files import exists, fingerprint, read_json, write_json
 
 LINES = "survey"  # the folder
 
@@ -39,13 +40,14 @@ def is_same_scan(before: Found, now: Found, folder: Path | str) -> bool:
     nothing changed.
 
     A DICOM series has its UID. A file has its size, and where the old one is still there, so that
-    this may be another collection of the same names, its time of change as well.
+    this may be another collection of the same names, its time of change as well. A file with
+    another time of change is read again by the survey; `has_other_contents` then compares.
     """
     try:
         kept = read_json(line_file(before, Path(folder)))
         known = list(kept["signature"][-2:])
     except (FileNotFoundError, ValueError, KeyError, TypeError):
-        return not Path(before.path).exists()
+        return not exists(before.path)
     if not _is_same(before, now, known):
         return False
     if not (file := line_file(now, Path(folder))).exists():
@@ -56,8 +58,33 @@ def is_same_scan(before: Found, now: Found, folder: Path | str) -> bool:
 
 def _is_same(before: Found, now: Found, known: list[int]) -> bool:
     """`known`: size and time of change of a file that was `before`."""
-    compared = 2 if Path(before.path).exists() else 1
-    return bool(now.series) or size_and_time(now.path)[:compared] == known[:compared]
+    compared = 2 if exists(before.path) else 1
+    is_dicom = now.series and not now.reader
+    return bool(is_dicom) or size_and_time(now.path)[:compared] == known[:compared]
+
+
+def has_other_contents(before: Found, now: Found, folder: Path | str) -> bool:
+    """Whether the survey's lines of two scans say that their voxels differ. False where the line of
+    one cannot be read.
+    """
+    try:
+        one, other = (_contents(line_file(scan, Path(folder))) for scan in (before, now))
+    except (OSError, ValueError, KeyError, TypeError, zlib.error):
+        return False
+    return one.keys() != other.keys() or not all(
+        np.allclose(one[name], other[name], rtol=1e-5, atol=0.01) for name in one
+    )
+
+
+def _contents(path: Path) -> dict[str, np.ndarray]:
+    """What a kept line says of the voxels. The axes are in a name, so that only arrays of one size
+    are compared.
+    """
+    line = read_json(path)["line"]
+    lists = {name: np.array(line[name], float) for name in ("spacing", "percentiles")}
+    if line["histogram"]:
+        lists["histogram"] = _unpacked(line["histogram"])
+    return {f"voxels {line['shape']}": np.empty(0), **lists}
 
 
 def kept_line(scan: Found, signature: list, folder: Path) -> ScanReport | None:
@@ -87,5 +114,8 @@ def pack_histogram(histogram: np.ndarray) -> str:
 def body_histograms(lines: Sequence[ScanReport], folder: Path | str) -> Iterator[np.ndarray]:
     """The histogram of each line in turn, read from where it is kept."""
     for line in lines:
-        packed = read_json(line_file(line.found, Path(folder)))["line"]["histogram"]
-        yield np.frombuffer(unpack(packed), "<i8")
+        yield _unpacked(read_json(line_file(line.found, Path(folder)))["line"]["histogram"])
+
+
+def _unpacked(histogram: str) -> np.ndarray:
+    return np.frombuffer(unpack(histogram), "<i8")

@@ -15,7 +15,7 @@ from nnssl.data.plan import Plan, resampled_shape
 from nnssl.data.preprocess import network_input
 from nnssl.data.refusals import UnusableScanError, check_hu, check_values
 from nnssl.data.scans import Found, check_stored, read_found
-from nnssl.data.volumes import read_volume
+from nnssl.data.volumes import check_voxels, read_volume
 from nnssl.hu import HUPolicy
 from nnssl.types import Shape, Spacing
 
@@ -145,6 +145,7 @@ def read_labels(path: Path, scan: Scan, source: Path | str = "") -> np.ndarray:
     """int32 [Z Y X] of a label file on the grid of `scan`, which was read from `source`. Raises
     UnusableScanError for another one.
     """
+    check_voxels(path)  # of a truncated file ITK reads the rest as 0, which is no label
     labels = read_volume(path)
     _require_same_grid(path, labels, scan, source)
     whole = np.rint(labels.voxels)

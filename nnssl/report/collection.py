@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from nnssl import files
+from nnssl.data.crops import VOXELS
 from nnssl.data.plan import PLAN, Case, Plan, case_id
 from nnssl.data.survey_lines import body_histograms
 from nnssl.data.survey_report import ScanReport
@@ -20,7 +21,10 @@ REPORT = "report.json"
 
 def _failure_reason(case: Case, path: Path) -> str:
     """Its reason, without the scan's name and folders."""
-    reason = files.read_json(path)["reason"]
+    try:
+        reason = str(files.read_json(path)["reason"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return "its note cannot be read"
     return left_out.reason({"path": case.source, "reason": reason})
 
 
@@ -83,7 +87,7 @@ class Collection:
 
     def state(self, case: Case) -> str:
         """Whether a case is preprocessed: "stored", "not yet", or why it failed."""
-        if (self.folder / f"{case.id}.json").is_file():
+        if all((self.folder / f"{case.id}{end}").is_file() for end in (".json", VOXELS)):
             return "stored"
         path = self.folder / f"{case.id}.failed.json"
         return f"failed: {_failure_reason(case, path)}" if path.is_file() else "not yet"

@@ -76,6 +76,8 @@ _SCANS = (
     "Each plane is as large as fits."
 )
 
+_NO_PICTURE = "no picture: what is stored is damaged; --check stores it again from the raw scan"
+
 
 def _collection_lead(collection: Collection) -> list[str]:
     lines, plan = collection.lines, collection.plan
@@ -192,7 +194,10 @@ def _spread(cases: list[Case], most: int) -> list[Case]:
 
 def _case_tile(collection: Collection, plan: Plan, case: Case) -> Tile:
     orientation = collection.line_of(case).get("orientation", "")
-    planes = _planes(files.inside(collection.folder, f"{case.id}.b2nd"), plan.spacing)
+    try:
+        planes = _planes(files.inside(collection.folder, f"{case.id}.b2nd"), plan.spacing)
+    except (OSError, RuntimeError, ValueError):  # blosc2 has one for each kind of damage
+        return Tile(case.id, _NO_PICTURE, None, _tile_caption(case, orientation))
     limits = _grey_limits(plan) or planes.limits()
     counts = _shown_counts(collection.histogram(case))
     if counts is None:

@@ -28,6 +28,15 @@ NAMES = re.compile(
     re.IGNORECASE,
 )
 
+# What names a file, and may hold blanks and commas: what the operating system said, data files of a
+# header, what is quoted or in brackets and has a slash, and what lies in the scan's own folder.
+WHOLE = (
+    (re.compile(r"(cannot be read now: .*?) \(.*\)(?=; the next run)", re.DOTALL), r"\1 (…)"),
+    (re.compile(r"(data file (?:is )?)(['\"]).*?\2", re.DOTALL), r"\1…"),
+    (re.compile(r"(['\"(])[^'\"()]*[/\\][^'\"()]*(?=['\")])"), r"\1…"),
+    (re.compile(r"…[/\\][^'\"():;]*"), "…"),
+)
+
 
 def line_id(line: dict) -> str:
     """The case's id of a line of report.json; of a line about a whole folder, its hash."""
@@ -42,12 +51,16 @@ def reason(line: dict) -> str:
     for name in _identifying_names(Path(line["path"])):
         if len(name) > 1:
             text = text.replace(name, "…")
+    for pattern, rest in WHOLE:
+        text = pattern.sub(rest, text)
     return NAMES.sub("…", text)
 
 
 def _identifying_names(path: Path) -> tuple[str, ...]:
-    # A folder's bare name may be a word of the reason: scans in a folder "reformat".
-    return (str(path), str(path.parent), path.name if path.suffix else "")
+    # A folder's bare name may be a word of the reason: scans in a folder "reformat". A name of
+    # several words is not.
+    of_words = [part for part in path.parts if re.search(r"[\s,]", part)]
+    return (str(path), str(path.parent), path.name if path.suffix else "", *of_words)
 
 
 def kind(line: dict) -> str:
