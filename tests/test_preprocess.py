@@ -134,7 +134,10 @@ def test_without_hu_an_extreme_fill_value_is_refused(tmp_path, fill):
         array = ct_array((14, 20, 24), number).astype(np.float32) + 1100
         array[:, :4] = fill if number else array[:, :4]
         write_volume(tmp_path / "raw" / f"{number}.nii.gz", array)
-    plan = prepare("made", tmp_path / "out", [tmp_path / "raw"], num_processes=0, in_hu=False)
+    request = PrepareRequest(
+        "made", tmp_path / "out", [tmp_path / "raw"], num_processes=0, in_hu=False
+    )
+    plan = prepare(request)
     assert [Path(case.source).name for case in plan.cases] == ["0.nii.gz"]
     left_out = read_json(tmp_path / "out" / "report.json")["scans"][1]
     assert "at most 1e+15 is allowed: such a fill value" in left_out["reason"]
@@ -444,17 +447,19 @@ def with_nan(path: Path, hu: np.ndarray) -> None:
 @pytest.mark.parametrize("sources", [True, False])
 def test_a_scan_that_was_damaged_since_the_survey_is_not_stored(tmp_path, damage, reason, sources):
     raw, out, said = raw_folder(tmp_path / "raw", 3), tmp_path / "out", []
-    plan = prepare("made", out, [raw], num_processes=0)
+    plan = prepare(PrepareRequest("made", out, [raw], num_processes=0))
     case = plan.cases[1]
     damage(Path(case.source), ct_array((14, 20, 24), 1))
     stored = out / f"{case.id}.b2nd"
     stored.write_bytes(stored.read_bytes()[::-1])
     with pytest.warns(UserWarning, match=f"1 of 3 cases could not be preprocessed.*{reason}"):
         prepare(
-            *("made", out, [raw] if sources else []),
-            num_processes=0,
-            check=True,
-            print_fn=said.append,
+            PrepareRequest(
+                *("made", out, [raw] if sources else []),
+                num_processes=0,
+                check=True,
+                print_fn=said.append,
+            )
         )
     assert any("will be preprocessed again if their raw scans are whole" in text for text in said)
     assert reason in read_json(out / f"{case.id}.failed.json")["reason"]
