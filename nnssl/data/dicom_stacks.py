@@ -88,8 +88,8 @@ def _named_stacks(slices: Iterable[Slice]) -> Iterator[tuple[str, list[Slice]]]:
 
 
 def _joined(alike: Mapping[Grid, list[Slice]]) -> Iterable[list[Slice]]:
-    """Those whose directions and pixels differ by rounding only are one stack. Numbers that are
-    rounded before they are compared would differ on both sides of a half.
+    """Slices with directions and pixels that differ by rounding only are one stack. Numbers that
+    are rounded before they are compared would differ on both sides of a half.
     """
     stacks: dict[Grid, list[Slice]] = {}
     for grid, slices in alike.items():

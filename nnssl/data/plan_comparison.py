@@ -80,7 +80,7 @@ class PlanComparison:
 
     @cached_property
     def replaced(self) -> set[str]:
-        """The ids of cases in whose place another scan of the same name and size was found. Files
+        """The ids of lost cases where another scan of their name and size was found. Files
         with the time of change that the case was stored from are not compared.
         """
         return {self.before[key].id for key in self.moved if self._is_replaced(key)}

@@ -176,7 +176,7 @@ def _in_folder(folder: Path, names: Sequence[str], seen: set) -> Iterator[Found]
 
 
 def _unless_closed(look: Callable[[], bool], name: str, closed: list[str]) -> bool:
-    """What `look` says of a file; False for one that cannot be looked at, whose name goes to
+    """What `look` says of a file; False for one that cannot be looked at, and its name is added to
     `closed`.
     """
     try:
