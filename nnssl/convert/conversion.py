@@ -211,17 +211,17 @@ def _ours_by_name(
     """The encoder's tensors in our names, in single precision, and how many were left out for which
     reason.
     """
-    weights, beside, left_out = {}, {}, Counter()
+    weights, buffers, left_out = {}, {}, Counter()
     for name, tensor in tensors.items():
         ours = found.our_name(name)
         if ours is None:
             left_out["outside of the encoder"] += 1
         elif reason := layouts.reason_to_leave_out(ours):
-            beside[ours] = tensor
+            buffers[ours] = tensor
             left_out[reason] += 1
         else:
             weights[ours] = _readable(name, tensor)
-    require_usual_indices(weights, beside)
+    require_usual_indices(weights, buffers)
     return weights, dict(left_out)
 
 

@@ -159,17 +159,17 @@ def _unknown(path: Path, names: list[str]) -> ForeignError:
     )
 
 
-def require_usual_indices(weights: adapt.Weights, beside: dict[str, Tensor]) -> None:
+def require_usual_indices(weights: adapt.Weights, buffers: dict[str, Tensor]) -> None:
     """Raises ForeignError when the rows of a bias table are not counted as in every Swin.
 
-    weights: the encoder's, in our names; beside: what lies beside them and is left out. A table of
-    another part of the file, such as a head's, is none of our concern.
+    weights: the encoder's, in our names. buffers: what the file holds next to them, and is left
+    out. Tables of another part of the file, such as a head, do not matter.
     """
     dims = adapt.dims_of(weights)
     for name, table in weights.items():
         named = name.removesuffix(adapt.TABLE) + INDEX
-        if name.endswith(adapt.TABLE) and named in beside:
-            _require_usual_index(named, beside[named], adapt.window_of(table, dims), dims)
+        if name.endswith(adapt.TABLE) and named in buffers:
+            _require_usual_index(named, buffers[named], adapt.window_of(table, dims), dims)
 
 
 def _require_usual_index(name: str, index: Tensor, window: int, dims: int) -> None:

@@ -34,7 +34,7 @@ class NnunetTraining:
 
     @property
     def has_predictions(self) -> bool:
-        """Whether its validation has left predictions: beside them lie a summary, probabilities and
+        """Whether its validation has left predictions, next to a summary, probabilities and
         properties.
         """
         files = (self.folder / "validation").glob("*.*")
