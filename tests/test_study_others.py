@@ -15,7 +15,7 @@ from synthetic_study import ARMS, TASKS, finished, study
 from synthetic_trainers import DATASET_JSON, batch, synthetic_plans, synthetic_trainer, train_epoch
 
 from nnssl import files, trainer_path
-from nnssl.finetune.architecture import RECIPE
+from nnssl.recipe import RECIPE
 from nnssl.study.design import splits
 from nnssl.study.execution import (
     collect,

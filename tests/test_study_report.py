@@ -263,7 +263,7 @@ def test_what_an_earlier_report_had_and_this_one_has_not_is_removed(tmp_path):
 
 
 def _differing(values: list[list[float]]) -> scores.Comparison:
-    """Of an arm whose differences to scratch are these, by seed and case."""
+    """The comparison of an arm that differs from scratch by these, by seed and case."""
     rows = []
     for seed, differences in enumerate(values):
         for arm, gains in (("scratch", [0.0] * len(differences)), ("smit", differences)):

@@ -184,7 +184,7 @@ def _warn_of_earlier(url: str, why: object) -> None:
 
 
 def _store(response: HTTPResponse, url: str, path: Path, largest: int) -> None:
-    """Write the file and the note beside it. Raises WebError for what is not the whole file, or
+    """Write the file and a note next to it. Raises WebError for what is not the whole file, or
     where nothing can be written.
     """
     size = _promised_size(response.headers, url)

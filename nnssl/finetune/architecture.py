@@ -17,7 +17,6 @@ from nnssl.encoder.config import NATIVE, SwinConfig
 from nnssl.finetune.strides import steps_for
 from nnssl.hu import HUPolicy
 from nnssl.network.decoders import full_options
-from nnssl.recipe import RECIPE as RECIPE  # `nnssl.study` takes it from here
 from nnssl.types import NETWORK_CLASS, Shape
 
 INFO, PLANNED = "pretrain_info", "nnssl_plan"
