@@ -29,8 +29,9 @@ class PlansRequest:
     checkpoint: Path | str | None = option(
         None,
         "checkpoint_final.pth of nnssl_pretrain, hf://owner/repo/file, https://..., or a name of "
-        f"released weights: {weights.NAMES}; default: $nnssl_checkpoint, the only one, or "
-        f"{weights.DEFAULT}",
+        f"released weights: {weights.NAMES}; default: $nnssl_checkpoint, the only one, or released "
+        f"weights: {weights.DEFAULT} ({weights.DEFAULT_NOT_CT} where no channel is CT, "
+        f"{weights.DEFAULT_2D} where all is 2d)",
         flag="-c",
         metavar="CHECKPOINT",
         read=address.path_or_address,
