@@ -14,12 +14,13 @@ import sys
 import tempfile
 import threading
 import time
-from multiprocessing.connection import Listener
+from multiprocessing.connection import Listener, wait
 from pathlib import Path
 
 import micro
 import pytest
 import torch
+from torch.multiprocessing import reductions
 
 from nnssl import checkpoint, sockets
 from nnssl.train import batches, pictures
@@ -77,6 +78,42 @@ def test_a_reader_that_is_gone_ends_the_run_and_says_what_to_do(trouble):
         read(trouble)
     how = {"is killed": "by SIGKILL, most likely out of memory\n", "cannot hand over": "status 1\n"}
     assert how[trouble] in str(gone.value)
+    assert readers() == []
+
+
+def test_the_end_of_a_reader_does_not_interrupt_the_handling_of_its_error(monkeypatch):
+    """On a busy machine its signal came after its broken connection, and hid what had happened."""
+    exit_codes = batches._exit_codes
+
+    def cut_off(*_: object) -> None:
+        raise ConnectionResetError
+
+    def late(of: list) -> list[int]:
+        (reader,) = of
+        reader.kill()
+        wait([reader.sentinel])
+        signal.raise_signal(signal.SIGCHLD)
+        return exit_codes(of)
+
+    monkeypatch.setattr(batches, "_exit_codes", late)
+    micro_batches = batches.MicroBatches(0, 8, batch_size=2, accumulate=1)
+    with batches.reading(Troubled("", 16), micro_batches, workers=1, pin_memory=False) as stream:
+        next(stream)
+        monkeypatch.setattr(reductions, "rebuild_storage_fd", cut_off)
+        with pytest.raises(batches.ReaderError, match="by SIGKILL"):
+            list(stream)
+
+
+def test_a_reader_that_is_killed_during_a_step_ends_the_run_at_the_next_batch():
+    micro_batches = batches.MicroBatches(0, 8, batch_size=2, accumulate=1)
+    with batches.reading(Troubled("", 16), micro_batches, workers=1, pin_memory=False) as stream:
+        next(stream)
+        (reader,) = readers()
+        reader.kill()
+        wait([reader.sentinel])
+        signal.raise_signal(signal.SIGCHLD)  # here nothing is raised
+        with pytest.raises(batches.ReaderError, match="by SIGKILL"):
+            next(stream)
     assert readers() == []
 
 

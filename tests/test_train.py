@@ -501,6 +501,14 @@ def test_signals_are_heard_and_handed_back():
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+def test_a_second_signal_does_not_interrupt_the_save_after_the_first():
+    with Signals() as signals, signals.waiting():
+        with pytest.raises(Interrupted):
+            sigterm()
+        sigterm()
+        assert signals.stop_requested()
+
+
 # -- learning rate and parameter groups ------------------------------------------------
 
 

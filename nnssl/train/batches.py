@@ -29,6 +29,7 @@ from nnssl import dist, limits, signals, sockets
 CHILD = (signal.SIGCHLD,) if hasattr(signal, "SIGCHLD") else ()
 TO_SEE = 5.0  # seconds within which the end of a reader that ends, or was killed, is seen
 PATIENCE = 2.0  # seconds that a reader may take to end by itself
+FAILURES = (RuntimeError, OSError, EOFError)  # what PyTorch raises when a reader is gone
 WHEN_GONE = (
     "A process that reads crops has ended. If it was killed, memory ran out: use fewer --workers "
     "or a smaller --batch-size. If it was a bus error or a shared-memory error, /dev/shm is too "
@@ -128,47 +129,85 @@ def reading(
     """The batches of `loader`; its readers have ended when the block is left, whatever still refers
     to it.
 
-    Raises ReaderError within seconds when a reader is killed or cannot hand over what it has read.
+    The next batch raises ReaderError within seconds when a reader was killed or cannot hand over
+    what it has read.
     """
     if workers:
         sockets.room_for_sockets()
-    stream = _started(loader(crops, batches, workers, pin_memory))
-    readers = list(getattr(stream, "_workers", ()))
-    at_exit = partial(_end_all, readers)
+    stream = _Stream(loader(crops, batches, workers, pin_memory))
+    at_exit = partial(_end_all, stream.readers)
     atexit.register(at_exit)  # comes before multiprocessing's, which waits for its children
-    try:
-        yield stream
-    except (RuntimeError, OSError, EOFError) as error:
-        codes = _exit_codes(readers)
-        if codes or _is_readers(error):
-            raise ReaderError(_what_happened(error, codes)) from error
-        raise
-    finally:
-        if readers:
-            _end_readers(stream, readers)
-        atexit.unregister(at_exit)
+    with signals.handled(stream.child_ended, CHILD):
+        try:
+            yield stream
+        finally:
+            if stream.readers:
+                _end_readers(stream)
+            atexit.unregister(at_exit)
 
 
-def _started(crops: DataLoader) -> Iterator[dict]:
-    try:
-        return iter(crops)
-    except (RuntimeError, OSError, EOFError) as error:  # no memory, or no room in /dev/shm
-        raise ReaderError(_what_happened(error, [])) from error
+class _Stream:
+    """The batches of a loader. The end of a reader raises where a batch is waited for, and only
+    there.
+
+    PyTorch's own handler of SIGCHLD raises wherever the main thread happens to be, also while
+    another error of the same reader is being handled, and hides it.
+    """
+
+    def __init__(self, crops: DataLoader) -> None:
+        self.waits = False
+        try:
+            self.batches = iter(crops)
+        except FAILURES as error:  # no memory, or no room in /dev/shm
+            raise ReaderError(_what_happened(error, [])) from error
+        self.readers = list(getattr(self.batches, "_workers", ()))
+
+    def __iter__(self) -> Iterator[dict]:
+        return self
+
+    def __next__(self) -> dict:
+        try:
+            return self._next()
+        except FAILURES as error:
+            codes = _exit_codes(self.readers)
+            if codes or _is_readers(error):
+                raise ReaderError(_what_happened(error, codes)) from error
+            raise
+
+    def _next(self) -> dict:
+        self.waits = True
+        try:
+            self._check()
+            return next(self.batches)
+        finally:
+            self.waits = False
+
+    def child_ended(self, *_: object) -> None:
+        """The handler of SIGCHLD: without one, a batch that a killed reader handed over by half
+        would never come to its end.
+        """
+        if self.waits:
+            self._check()
+
+    def _check(self) -> None:
+        if any(reader.exitcode for reader in self.readers):
+            self.waits = False  # once: the handling of this error is not interrupted
+            raise EOFError
 
 
 def _what_happened(error: Exception, codes: list[int]) -> str:
     gone = [f"A reader {signals.how_ended(code)}" for code in codes if code]
-    return "\n".join([str(error) or type(error).__name__, *gone, WHEN_GONE])
+    said = str(error) or ("" if gone else type(error).__name__)
+    return "\n".join(filter(None, [said, *gone, WHEN_GONE]))
 
 
 def _exit_codes(readers: list) -> list[int]:
     """The exit codes of the readers that have ended, or end within `TO_SEE`."""
-    with signals.handled(_deaf, CHILD):
-        ended = wait([reader.sentinel for reader in readers], TO_SEE) if readers else []
-        for reader in readers:
-            if reader.sentinel in ended:  # closed a moment before the process has its exit code
-                reader.join(TO_SEE)
-        return [reader.exitcode for reader in readers if reader.exitcode is not None]
+    ended = wait([reader.sentinel for reader in readers], TO_SEE) if readers else []
+    for reader in readers:
+        if reader.sentinel in ended:  # closed a moment before the process has its exit code
+            reader.join(TO_SEE)
+    return [reader.exitcode for reader in readers if reader.exitcode is not None]
 
 
 def _is_readers(error: Exception) -> bool:
@@ -178,19 +217,18 @@ def _is_readers(error: Exception) -> bool:
     return isinstance(error, EOFError) or from_torch or "shared memory" in text
 
 
-def _end_readers(stream: Iterator, readers: list) -> None:
-    """End the readers now: PyTorch does so when nothing refers to `stream` any more, which may be
-    never.
+def _end_readers(stream: _Stream) -> None:
+    """End the readers now: PyTorch does so when nothing refers to its iterator any more, which may
+    be never.
     """
-    with signals.handled(_deaf, CHILD):
-        deadline = threading.Timer(PATIENCE, _send_kill, [readers])  # one may hang in a read
-        deadline.daemon = True
-        deadline.start()
-        with suppress(RuntimeError):  # that a reader was killed
-            stream._shutdown_workers()  # pyright: ignore[reportAttributeAccessIssue] of its class
-        deadline.cancel()
-        deadline.join()
-        _kill(readers)
+    deadline = threading.Timer(PATIENCE, _send_kill, [stream.readers])  # one may hang in a read
+    deadline.daemon = True
+    deadline.start()
+    with suppress(RuntimeError):  # that a reader was killed
+        stream.batches._shutdown_workers()  # pyright: ignore[reportAttributeAccessIssue] of its class
+    deadline.cancel()
+    deadline.join()
+    _kill(stream.readers)
 
 
 def _send_kill(readers: list) -> None:
@@ -200,23 +238,16 @@ def _send_kill(readers: list) -> None:
 
 
 def _kill(readers: list) -> None:
-    with signals.handled(_deaf, CHILD):
-        for reader in readers:
-            if reader.is_alive():
-                reader.kill()
-                reader.join(TO_SEE)
+    for reader in readers:
+        if reader.is_alive():
+            reader.kill()
+            reader.join(TO_SEE)
 
 
 def _end_all(readers: list) -> None:
     """At Python's end, when no thread can start any more: `_end_readers` has nothing to do."""
     _kill(readers)
     readers.clear()
-
-
-def _deaf(*_: object) -> None:
-    """PyTorch's handler of SIGCHLD raises in the main thread, wherever it is, when a reader was
-    killed.
-    """
 
 
 def default_workers(device: torch.device) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from typing import NoReturn
 
 import torch
 
@@ -65,10 +66,14 @@ class Signals:
 
     def _stop_waiting(self) -> None:
         if not dist.is_initialized():
-            raise signals.Interrupted
+            self._interrupt()
         if ALARM:
             signal.alarm(GRACE)
 
     def _give_up(self, *_: object) -> None:
         if self.waits:
-            raise signals.Interrupted
+            self._interrupt()
+
+    def _interrupt(self) -> NoReturn:
+        self.waits = False  # once: a second signal does not interrupt the save that follows
+        raise signals.Interrupted
