@@ -12,6 +12,7 @@ from nnssl import options
 from nnssl.options import Check, above, at_least, option
 
 RECIPE = "nnssl_recipe"
+OF_LORA = ("lora_rank", "lora_alpha")
 LONG = 5000  # iterations, from which on a training is regularised by stochastic depth
 # with it the published rates, about 1e-4, are met at a decoder's 5e-4; nnU-Net's own: 0.1 to 0.33
 PRETRAINED_LR = 0.3

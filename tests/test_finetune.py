@@ -328,8 +328,18 @@ def test_a_resumed_model_is_that_of_its_own_checkpoint(nnunet_env, monkeypatch, 
 def of_fold(sha256: str | None = "a") -> dict:
     """Plans of a fold from this checkpoint; None: from none."""
     plans = nnunet_plans() | ({INFO: {"sha256": sha256}} if sha256 else {})
-    plans["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]["decoder"] = "light"
+    arguments = plans["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]
+    arguments |= {"decoder": "light", "encoder": OLDER}
     return plans
+
+
+def of_network(**arguments: object) -> dict:
+    """An entry `architecture` with these arguments of the network, else as in `of_fold`."""
+    return {"arch_kwargs": {"decoder": "light", "encoder": OLDER, **arguments}}
+
+
+UNEVEN = replace(ENCODER, steps=((1, 2, 2), *((2, 2, 2),) * 4))
+OLDER = {key: value for key, value in ENCODER.to_dict().items() if key != "steps"}
 
 
 @pytest.fixture
@@ -346,7 +356,7 @@ def test_folds_of_different_pretrainings_are_not_mixed(tmp_path, trained_model):
     finetune.refuse_mixed_folds(trained_model, 1, of_fold(), "3d_fullres")
     # this very fold, trained again
     finetune.refuse_mixed_folds(trained_model, 0, of_fold("b"), "3d_fullres")
-    with pytest.raises(OriginError, match=r"1 fold\(s\) trained from the checkpoint with sha256 a"):
+    with pytest.raises(OriginError, match=r"fold_0, trained from the checkpoint with sha256 a"):
         finetune.refuse_mixed_folds(trained_model, 1, of_fold("b"), "3d_fullres")
     with pytest.raises(OriginError, match="this run has plans without a checkpoint"):
         finetune.refuse_mixed_folds(trained_model, 1, of_fold(None), "3d_fullres")
@@ -359,7 +369,14 @@ def test_folds_of_different_pretrainings_are_not_mixed(tmp_path, trained_model):
         ("normalization_schemes", ["ZScoreNormalization"], "normalization_schemes"),
         ("architecture", {"network_class_name": "Swin"}, "architecture"),
         ("architecture", {"of_a_later_version": 1}, None),
-        ("architecture", {"arch_kwargs": {"decoder": {"name": "light", "norm": 1}}}, None),
+        ("architecture", of_network(decoder={"name": "light", "norm": "space"}), None),
+        ("architecture", of_network(decoder={"name": "light", "of_a_later_version": 1}), None),
+        ("architecture", of_network(image_skip="mapped"), None),
+        ("architecture", of_network(decoder={"name": "light", "norm": "dataset"}), "architecture"),
+        ("architecture", of_network(image_skip="raw"), "architecture"),
+        ("architecture", of_network(axes=[2, 0, 1]), "architecture"),
+        ("architecture", of_network(encoder=ENCODER.to_dict()), None),
+        ("architecture", of_network(encoder=UNEVEN.to_dict()), "architecture"),
         ("architecture", {"arch_kwargs": {"decoder": {"name": "nnunet"}}}, "architecture"),
         ("patch_size", [32, 32, 32], None),
     ],
@@ -375,13 +392,21 @@ def test_folds_of_different_networks_or_data_are_not_mixed(trained_model, key, v
         finetune.refuse_mixed_folds(trained_model, 1, plans, "3d_fullres")
 
 
+def test_folds_in_training_count(trained_model):
+    """On a cluster all folds are trained at once."""
+    final = trained_model / "fold_0" / "checkpoint_final.pth"
+    final.rename(final.with_name("checkpoint_latest.pth"))
+    with pytest.raises(OriginError, match=r"fold_0, trained from .* remove its folder"):
+        finetune.refuse_mixed_folds(trained_model, 1, of_fold("b"), "3d_fullres")
+
+
 def test_folds_with_and_without_mirroring_are_not_mixed(trained_model):
     """nnU-Net predicts by the mirroring of the first fold."""
     finetune.refuse_mixed_folds(
         trained_model, 1, of_fold() | {RECIPE: {"mirror": True}}, "3d_fullres"
     )
     plans = of_fold() | {RECIPE: {"mirror": False}}
-    with pytest.raises(OriginError, match=r"1 fold\(s\) trained with mirroring, but this run is w"):
+    with pytest.raises(OriginError, match="fold_0, trained with mirroring, but this run is w"):
         finetune.refuse_mixed_folds(trained_model, 1, plans, "3d_fullres")
     finetune.refuse_mixed_folds(trained_model, 0, plans, "3d_fullres")
     files.write_json(trained_model / "plans.json", plans)

@@ -134,6 +134,19 @@ def test_only_the_factors_lie_in_the_optimisers_state(ready):
     assert len(trainer.optimizer.state) == len(adapted)
 
 
+def test_a_resumed_model_keeps_the_rank_and_scale_that_it_was_trained_with(ready, tmp_path):
+    """Plans that are made again without a flag have its default: the sums were others."""
+    trainer = ready(epochs=2, lora_rank=2, lora_alpha=3.0)
+    train_epoch(trainer, 0, steps=2)
+    trainer.save_checkpoint(str(tmp_path / "saved.pth"))
+    again = synthetic_trainer("SwinLoRATrainer", synthetic_plans({"iterations": 2, "epochs": 4}))
+    again.load_checkpoint(str(tmp_path / "saved.pth"))
+    trainer.average.use()
+    for name, tensor in trainer.network.state_dict().items():
+        assert torch.equal(again.network.state_dict()[name], tensor), name
+    assert (again.recipe.lora_rank, again.recipe.lora_alpha, again.num_epochs) == (2, 3.0, 4)
+
+
 def test_the_rank_and_its_scale_come_from_the_recipe(ready):
     trainer = ready(lora_rank=2, lora_alpha=3.0)
     factors = [m for m in trainer.network.modules() if isinstance(m, LowRank)]

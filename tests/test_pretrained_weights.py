@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from synthetic_checkpoints import pretrained
 from synthetic_trainers import DATASET_JSON, synthetic_plans, synthetic_trainer
 
@@ -88,6 +89,18 @@ def test_weights_are_taken_and_the_intensity_map_stays_the_datasets(ready, tmp_p
         in log_of(bone)
     )
     assert "WARNING" not in log_of(bone)
+
+
+def test_the_moments_of_a_loaded_decoder_stay(ready, tmp_path, monkeypatch):
+    """They were measured again, on a decoder that had learnt with others."""
+    monkeypatch.setattr(nnUNetTrainer, "on_train_start", lambda *_: None)
+    soft, bone = ready(40.0), ready(700.0)
+    load_pretrained_weights(bone.network, str(trained(soft, tmp_path / "soft.pth")))
+    moments = {name: tensor for name, tensor in state(bone).items() if ".norms." in name}
+    bone.on_train_start()
+    assert moments
+    for name, tensor in moments.items():
+        assert torch.equal(bone.network.state_dict()[name], tensor), name
 
 
 def test_a_resumed_model_has_its_own_intensity_map_also_in_a_trainer_that_began_anew(

@@ -163,6 +163,8 @@ def test_impossible_steps_are_refused(steps):
         ((10.0, 1.5, 1.5), (14, 256, 224), (1, 1, 2, 2, 2)),  # as ACDC
         ((10.0, 1.5, 1.5), (3, 256, 224), (1, 1, 2, 2, 1)),  # nothing left to halve
         ((5.0, 0.3, 0.3), (20, 512, 512), (1, 1, 1, 1, 2)),
+        ((1.0, 1.0, 1.0), (8, 128, 128), (2, 2, 2, 1, 1)),  # of one token from the third step on
+        ((3.0, 1.0, 1.0), (4, 128, 128), (1, 2, 2, 1, 1)),
     ],
 )
 def test_an_axis_of_wide_spacing_waits_until_the_others_have_caught_up(spacing, size, thin_axis):

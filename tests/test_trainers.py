@@ -238,16 +238,22 @@ def test_a_continued_training_follows_the_recipe_of_its_plans(ready, monkeypatch
 @pytest.mark.parametrize(
     "change", [{"weight_decay": 0.0}, {"encoder_lr": 0.0}, {"layer_decay": 1.0}, {"head_lr": 1.0}]
 )
-def test_a_recipe_that_groups_the_parameters_otherwise_cannot_go_on(
+def test_a_recipe_that_groups_the_parameters_otherwise_validates_but_does_not_train_on(
     ready, change, monkeypatch, tmp_path
 ):
     deeper = replace(ENCODER, depths=(1, 1, 2, 1))
     path = pretrained(tmp_path / "deeper", deeper)
     monkeypatch.setenv(checkpoint_choice.VARIABLE, str(path))
-    ready("SwinSSLTrainer", epochs=8).save_checkpoint(str(tmp_path / "saved.pth"))
-    resumed = ready("SwinSSLTrainer", epochs=8, **change)
+    first = ready("SwinSSLTrainer", epochs=8)
+    train_epoch(first, 0)
+    first.average.use()
+    first.save_checkpoint(str(tmp_path / "saved.pth"))
+    resumed = synthetic_trainer("SwinSSLTrainer", synthetic_plans({"epochs": 8, **change}))
+    resumed.load_checkpoint(str(tmp_path / "saved.pth"))
+    for name, tensor in first.network.state_dict().items():
+        assert torch.equal(resumed.network.state_dict()[name], tensor), name
     with pytest.raises(ValueError, match=r"--weight-decay and --encoder-lr(.|\n)*former values"):
-        resumed.load_checkpoint(str(tmp_path / "saved.pth"))
+        resumed.on_train_start()
 
 
 def test_a_continued_fold_mirrors_as_the_others_do(ready, monkeypatch, tmp_path):

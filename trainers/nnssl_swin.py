@@ -130,6 +130,7 @@ class SwinTrainer(DefaultNetworkTrainer):
         theirs = _checkpoint_content(checkpoint)["init_args"]["plans"]
         finetune.require_data_of_model(plans, self.configuration_name, theirs)
         finetune.restore_plans(plans, resolved, self.configuration_name, theirs)
+        self.recipe = Recipe.of(plans)
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, finetune.Schedule]:
         network, pretrained = finetune.unwrap(self.network), not self.random_start
@@ -140,13 +141,19 @@ class SwinTrainer(DefaultNetworkTrainer):
         return optimizer, schedule
 
     def on_train_start(self) -> None:
-        """Raises OriginError before this run overwrites the plans of other folds."""
+        """Raises OriginError before this run overwrites the plans of other folds, and ValueError
+        where it cannot be continued with the recipe of the plans.
+        """
         if self.continues:
+            finetune.require_moments_loaded(self.optimizer)
             self._refuse_mixed_folds()
             self.print_to_log_file(self._recipe_line(), add_timestamp=False)
         super().on_train_start()
         network = finetune.unwrap(self.network)
-        if not self.continues and finetune.needs_moments(network, self._pretrain_info):
+        loaded = self.watch is not None and self.watch.loaded  # a decoder with its own moments
+        if self.continues or loaded:
+            return
+        if finetune.needs_moments(network, self._pretrain_info):
             finetune.calibrate_norms(network, self._images(finetune.PATCHES))
 
     def _images(self, patches: int) -> Iterator[torch.Tensor]:

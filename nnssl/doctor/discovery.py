@@ -233,5 +233,5 @@ def _checkpoint_summary(loaded: checkpoint.Checkpoint) -> str:
 def _without_remedy(error: BaseException) -> str:
     """A message without the ways to fix it that the trainers' log lists: here one line follows."""
     before, *_ = str(error).partition(checkpoint_choice.REMEDY)
-    before, *_ = before.partition("Put the old file back")
+    before, *_ = before.partition(checkpoint_choice.WHEN_CHANGED)
     return before.strip()

@@ -17,6 +17,7 @@ from nnssl.finetune.layer_decay import (
     optimise,
     parameter_groups,
     prepare_cpu,
+    require_moments_loaded,
 )
 from nnssl.finetune.lora import add_lora, describe_lora, keep_factors
 from nnssl.finetune.moments import PATCHES, calibrate_norms, needs_moments, start_heads
@@ -71,6 +72,7 @@ __all__ = [
     "refuse_mixed_folds",
     "require_architecture",
     "require_data_of_model",
+    "require_moments_loaded",
     "require_nnunets_network",
     "require_same_data",
     "resolve",

@@ -24,7 +24,9 @@ REMEDY = f"""Choose one in one of these ways:
   nnssl_plan -d DATASET -c PATH_TO_CHECKPOINT --name NAME     and train with -p NAME
   export nnssl_checkpoint=PATH_TO_CHECKPOINT
 Weights shipped with this package are given by name instead of a path: {weights.NAMES}
-To train the same network from a random start: -tr SwinScratchTrainer"""
+To train from a random start: nnssl_plan -d DATASET -a PRESET --name NAME, and train with -p NAME \
+-tr SwinScratchTrainer"""
+WHEN_CHANGED = "Restore the old file"  # begins the remedy for a checkpoint that has changed
 
 
 class NoCheckpointError(ValueError):
@@ -153,7 +155,7 @@ def require_recorded_hash(choice: CheckpointChoice, sha256: str) -> None:
     if choice.sha256 not in (None, sha256):
         raise OriginError(
             f"{choice.path} has changed since {choice.named_by} recorded it: its sha256 is "
-            f"{sha256}, expected {choice.sha256}. Restore the old file, or create new plans:\n  "
+            f"{sha256}, expected {choice.sha256}. {WHEN_CHANGED}, or create new plans:\n  "
             f"nnssl_plan -d DATASET -c {choice.path} --name NAME"
         )
 

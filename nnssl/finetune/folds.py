@@ -8,18 +8,21 @@ import json
 from pathlib import Path
 
 from nnssl import files
+from nnssl.encoder.config import SwinConfig
 from nnssl.finetune.architecture import INFO
 from nnssl.finetune.checkpoint_choice import OriginError
 from nnssl.finetune.plans_data import changed_settings, data_settings
 from nnssl.finetune.plans_file import resolve
+from nnssl.network.decoders import spelled_out
 from nnssl.recipe import RECIPE, Recipe
-from nnssl.types import FINAL
+
+LEFT_OUT = {"image_skip": "mapped", "axes": None}  # arguments of `SwinUNETR`, with its defaults
 
 
 def refuse_mixed_folds(model: Path | str, fold: int | str, plans: dict, name: str) -> None:
-    """Raises OriginError when other folds in this model's folder came from another checkpoint, are
-    of another network or other data, or mirror otherwise, than this run's configuration `name` of
-    `plans`.
+    """Raises OriginError when other folds in this model's folder, complete or in training, came
+    from another checkpoint, are of another network or other data, or mirror otherwise, than this
+    run's configuration `name` of `plans`.
 
     All folds have one plans.json, which each training overwrites, and an ensemble of different
     pretrainings should be somebody's decision. nnU-Net predicts with the mirroring of the first
@@ -30,15 +33,17 @@ def refuse_mixed_folds(model: Path | str, fold: int | str, plans: dict, name: st
         return
     if difference := _what_differs(files.read_json(path), plans, name):
         raise OriginError(
-            f"{model} holds {others} fold(s) {difference}. Create separate plans for each: "
+            f"{model} holds {', '.join(others)}, {difference}. Create separate plans for each: "
             "nnssl_plan -d DATASET -c CHECKPOINT --name NAME, and train with -p NAME; nnssl_plan "
-            "-a PRESET makes plans without a checkpoint"
+            "-a PRESET makes plans without a checkpoint. If the earlier training is not wanted, "
+            "remove its folder"
         )
 
 
-def _other_folds(model: Path, fold: int | str) -> int:
-    """How many folds but this one were trained to the end."""
-    return sum(path.parent.name != f"fold_{fold}" for path in model.glob(f"fold_*/{FINAL}"))
+def _other_folds(model: Path, fold: int | str) -> list[str]:
+    """The folders of the folds but this one that were trained, or are being trained."""
+    saved = {path.parent.name for path in model.glob("fold_*/checkpoint_*.pth")}
+    return sorted(saved - {f"fold_{fold}"})
 
 
 def _what_differs(before: dict, now: dict, name: str) -> str:
@@ -73,13 +78,15 @@ def _by_mirroring(mirrors: bool) -> str:
 def _made_of(plans: dict, name: str) -> dict:
     """Network and data of a configuration, as JSON has them."""
     resolved = resolve(plans, name)
-    network = {"architecture": _with_named_decoder(resolved["architecture"])}
+    network = {"architecture": _spelled_out(resolved["architecture"])}
     return json.loads(json.dumps(network | data_settings(plans, resolved)))
 
 
-def _with_named_decoder(architecture: dict) -> dict:
-    """In older plans a decoder is a name alone."""
-    arguments = architecture.get("arch_kwargs", {})
-    if not isinstance(decoder := arguments.get("decoder"), str):
-        return architecture
-    return architecture | {"arch_kwargs": arguments | {"decoder": {"name": decoder}}}
+def _spelled_out(architecture: dict) -> dict:
+    """With what older plans leave out, as the network takes it."""
+    arguments = LEFT_OUT | architecture.get("arch_kwargs", {})
+    if encoder := arguments.get("encoder"):
+        arguments["encoder"] = SwinConfig().to_dict() | encoder
+    if decoder := arguments.get("decoder"):
+        arguments["decoder"] = spelled_out(decoder)
+    return architecture | {"arch_kwargs": arguments}

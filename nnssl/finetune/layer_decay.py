@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from itertools import accumulate, chain
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import nn
@@ -108,6 +108,12 @@ def _layer_in_stage(part: str, inner: list[str], depths: tuple[int, ...]) -> int
     return min(before + depths[stage - 1] + 1, sum(depths))
 
 
+class LayeredAdamW(torch.optim.AdamW):
+    """AdamW by layer. `refusal` says why the moments of a loaded state were not taken."""
+
+    refusal = ""
+
+
 def optimise(
     network: SwinUNETR,
     recipe: Recipe,
@@ -119,12 +125,12 @@ def optimise(
 
     A hook clips, because nnU-Net's own `train_step` clips to a fixed 12, which the hook then
     undercuts. Parameters with learning rate 0 are excluded. A state that is loaded brings its
-    moments, while rates and decay remain those of `recipe`; `load_state_dict` raises ValueError
-    where the groups of the saved recipe are others.
+    moments, while rates and decay remain those of `recipe`. Where the groups of the saved recipe
+    are others no moments are loaded: `require_moments_loaded` before a training continues.
     """
     groups = parameter_groups(network, recipe, pretrained)
     fused = device.type in ("cpu", "cuda")
-    optimizer = torch.optim.AdamW(groups, lr=recipe.lr, betas=BETAS, fused=fused)
+    optimizer = LayeredAdamW(groups, lr=recipe.lr, betas=BETAS, fused=fused)
     scheduled = schedule(optimizer, recipe)  # its hook goes first: the clipping needs the rates
     optimizer.register_step_pre_hook(lambda *_: _clip_gradient(optimizer, recipe.clip))
     optimizer.register_load_state_dict_pre_hook(_with_own_recipe)
@@ -133,22 +139,32 @@ def optimise(
 
 def _with_own_recipe(optimizer: torch.optim.Optimizer, state: dict) -> dict:
     """`state` with the rates and the decay of the optimiser's own groups: the plans may have been
-    made again since it was saved.
+    made again since it was saved. Its moments are left out where they belong to other groups, since
+    a validation does not need them.
     """
+    optimizer = cast("LayeredAdamW", optimizer)
     ours, saved = optimizer.param_groups, state["param_groups"]
     if [len(group["params"]) for group in ours] != [len(group["params"]) for group in saved]:
-        raise ValueError(
+        optimizer.refusal = (
             f"the recipe in the plans makes {len(ours)} groups of parameters, but this training "
             f"was saved with {len(saved)} other ones. A training can be continued with other "
             "rates, but --weight-decay and --encoder-lr cannot change from or to 0, nor "
             "--layer-decay and --head-lr from or to 1. Repeat nnssl_plan with their former "
             "values, or start this fold again without --c"
         )
+        return state | {"state": {}, "param_groups": optimizer.state_dict()["param_groups"]}
+    optimizer.refusal = ""
     groups = [
         there | {key: here[key] for key in OF_RECIPE}
         for here, there in zip(ours, saved, strict=True)
     ]
     return state | {"param_groups": groups}
+
+
+def require_moments_loaded(optimizer: torch.optim.Optimizer | None) -> None:
+    """Raises ValueError where the state that `optimizer` was given is of other groups."""
+    if isinstance(optimizer, LayeredAdamW) and optimizer.refusal:
+        raise ValueError(optimizer.refusal)
 
 
 def _clip_gradient(optimizer: torch.optim.Optimizer, most: float) -> None:

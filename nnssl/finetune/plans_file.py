@@ -15,7 +15,7 @@ from nnssl.finetune.checkpoint_choice import (
 )
 from nnssl.network.layers import halving_weights
 from nnssl.network.swin_unetr import SwinUNETR, output_sizes
-from nnssl.recipe import RECIPE
+from nnssl.recipe import OF_LORA, RECIPE, Recipe
 from nnssl.shapes import round_up
 from nnssl.types import BASE
 
@@ -58,13 +58,22 @@ def restore_plans(plans: dict, resolved: dict, name: str, saved: dict) -> None:
     """Take network and pretraining from `saved`, the plans in the model's own checkpoint, in place.
 
     So neither a resumed training nor a validation needs the file of the pretraining, nor minds a
-    newer one.
+    newer one. Of the recipe the settings of LoRA belong to the network: the saved factors have
+    their rank, and their sum with a matrix its scale.
     """
     plans.pop(INFO, None)
     if INFO in saved:
         plans[INFO] = saved[INFO]
+    ours, theirs = _of_lora(plans), _of_lora(saved)
+    if ours != theirs:
+        plans[RECIPE] = plans.get(RECIPE, {}) | theirs
     entry = resolve(saved, name)["architecture"]
     plans["configurations"][name]["architecture"] = resolved["architecture"] = entry
+
+
+def _of_lora(plans: dict) -> dict:
+    recipe = plans.get(RECIPE, {})
+    return {key: recipe.get(key, getattr(Recipe, key)) for key in OF_LORA}
 
 
 def resolve(plans: dict, name: str) -> dict:

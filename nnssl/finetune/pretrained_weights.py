@@ -42,6 +42,7 @@ class Watch:
 
     def __init__(self, network: nn.Module, info: Mapping, print_fn: PrintFn) -> None:
         self.info, self.print_fn, self.about = dict(info), print_fn, ""
+        self.loaded = False  # whether weights of another training were
         self.own = network.state_dict()  # shares the network's memory
         self.hooks = [
             network.register_state_dict_pre_hook(self._before_comparing),
@@ -73,6 +74,7 @@ class Watch:
 
     def _before_loading(self, _: nn.Module, state_dict: dict, *__: object) -> None:
         state_dict |= self._own_intensity()
+        self.loaded = True
         learnt = [name for name in self.own if not name.startswith(INTENSITY)]
         heads = sum(HEADS in name for name in learnt)
         self.print_fn(
@@ -139,7 +141,7 @@ def _require_our_network(file: str, saved: Mapping) -> None:
 
 
 def _compared_shapes(weights: Mapping[str, Tensor]) -> Shapes:
-    """The settings, by name, that must agree in two trainings."""
+    """The tensors that must agree in two trainings."""
     return {name: tuple(tensor.shape) for name, tensor in weights.items() if _is_compared(name)}
 
 

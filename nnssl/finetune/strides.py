@@ -8,7 +8,8 @@ from nnssl.encoder.config import PATCH, STEPS
 from nnssl.shapes import ceil_div
 from nnssl.types import Shape, Spacing
 
-# an axis waits while its tokens are this many times as wide as the narrowest: nnU-Net's own rule
+# an axis waits while its tokens are this many times as wide as the narrowest that can be halved:
+# nnU-Net's own rule
 WIDER = 2
 
 
@@ -19,7 +20,7 @@ def steps_for(
 
     pretrained: the spacing of the pretraining, in the same order. There every axis was halved, so
                 what counts is how much wider an axis is here than there; None counts as isotropic.
-    An axis of a single token is not halved either: its other half would be padding.
+    An axis of a single token is not halved either, nor waited for: its other half would be padding.
     """
     pairs = zip(spacing, pretrained or [1.0] * len(spacing), strict=True)
     width = [here / there for here, there in pairs]
@@ -34,5 +35,7 @@ def steps_for(
 
 def _next_step(width: list[float], tokens: Shape) -> Shape:
     """The next step, by axis: from the tokens' relative width, and their number."""
-    halved = [w < WIDER * min(width) and n > 1 for w, n in zip(width, tokens, strict=True)]
+    divisible = [n > 1 for n in tokens]
+    narrowest = min((w for w, can in zip(width, divisible, strict=True) if can), default=0.0)
+    halved = [can and w < WIDER * narrowest for w, can in zip(width, divisible, strict=True)]
     return tuple(PATCH if half else 1 for half in halved)

@@ -203,6 +203,7 @@ class LightDecoder(nn.Module):
 DECODERS = {"swinunetr": SwinUNETRDecoder, "light": LightDecoder, "nnunet": NNUNetDecoder}
 # What a new plan or pretraining means by a decoder's name; older plans name the decoder alone.
 OPTIONS = {"light": {"name": "light", "norm": "dataset"}}
+LEFT_OUT = {"light": {"norm": "space"}}  # by plans from before an option
 
 
 def full_options(decoder: str | dict) -> dict:
@@ -218,6 +219,14 @@ def full_options(decoder: str | dict) -> dict:
 def _require_known_decoder(name: str | None) -> None:
     if name not in DECODERS:
         raise ValueError(f"unknown decoder {name!r}; known: {', '.join(DECODERS)}")
+
+
+def spelled_out(decoder: str | dict) -> dict:
+    """{"name": ..., ...its options} of what existing plans name: what they leave out has the value
+    that it had then.
+    """
+    options = {"name": decoder} if isinstance(decoder, str) else dict(decoder)
+    return LEFT_OUT.get(options["name"], {}) | options
 
 
 def make_decoder(
