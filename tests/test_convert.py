@@ -578,13 +578,23 @@ def test_a_2d_checkpoint_of_ours_sees_in_each_slice_in_3d_what_it_saw_in_2d(call
     assert (header["crop"], header["plan"]["spacing"]) == ([32, 32, 32], [3.0, 2.0, 2.0])
 
 
-def test_strides_by_axis_and_what_is_3d_already_are_not_inflated(call, tmp_path):
-    steps = ((2, 2), (2, 1), (2, 2), (2, 2), (2, 2))
-    flat = pretrained(tmp_path, replace(ENCODER, spatial_dims=2, steps=steps))
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"steps": ((2, 2), (2, 1), (2, 2), (2, 2), (2, 2))}, "steps=((2, 2), (2, 1)"),
+        ({"windows": "monai"}, "windows='monai'"),
+        ({"convolutions": True}, "convolutions=True"),
+    ],
+)
+def test_what_would_not_be_the_same_in_3d_is_not_inflated(call, tmp_path, changed, message):
+    flat = pretrained(tmp_path, replace(ENCODER, spatial_dims=2, **changed))
     code, _, err, path = call(flat, "--dims", "3")
     assert (code, path.exists()) == (1, False)
-    assert "strides by axis" in err
+    assert f"cannot be inflated exactly ({message}" in err
     assert "leave out --dims" in err
+
+
+def test_what_is_3d_already_is_not_inflated(call, tmp_path):
     code, _, err, path = call(pretrained(tmp_path), "--dims", "3")
     assert (code, path.exists()) == (1, False)
     assert "already records this: leave out --dims" in err

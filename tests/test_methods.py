@@ -229,7 +229,7 @@ def test_the_golden_trace(name):
 
 
 def test_the_registry_is_the_folder_and_the_documentation(name):
-    bases = {"__init__", "method", "distillation"}
+    bases = {"__init__", "method", "distillation", "taught_pair"}
     pages = {path.stem for path in (REPOSITORY / "nnssl" / "methods").glob("*.py")} - bases
     documented = {path.stem for path in (REPOSITORY / "documentation" / "methods").glob("*.md")} - {
         "README"
@@ -270,12 +270,14 @@ def test_bad_settings_are_refused(setting):
 IMPOSSIBLE = {
     "byol": [
         ({"teacher_momentum": 2.0}, "teacher_momentum must be from 0 to 1, got 2"),
+        ({"head_out": 0}, "head_out must be at least 1, got 0"),
     ],
     "cpc": [
         ({"cubes": 1}, "cubes must be at least 2"),
         ({"ahead": 3}, "ahead must be 1 to 2 .one less than cubes.*got 3"),
         ({"ahead": -1}, "got -1"),
         ({"temperature": 0.0}, "temperature must be above 0"),
+        ({"head_hidden": 0}, "head_hidden must be at least 1, got 0"),
     ],
     "dino": [
         ({"pooled_maps": 0}, "within 1 and the encoder's 5 maps, got 0"),
@@ -286,6 +288,10 @@ IMPOSSIBLE = {
         ({"export": "both"}, "teacher or student, got 'both'"),
         ({"student_temperature": 0.0}, "student_temperature must be above 0, got 0.0"),
         ({"teacher_momentum": 1.5}, "teacher_momentum must be from 0 to 1, got 1.5"),
+        ({"prototypes": 1}, "prototypes must be at least 2, got 1"),
+        ({"head_bottleneck": 0}, "head_bottleneck must be at least 1, got 0"),
+        ({"freeze_prototypes": 1}, "a fraction of the run's steps, from 0 to below 1, got 1"),
+        ({"temperature_warmup": 30}, "temperature_warmup is a fraction of the run.*got 30"),
     ],
     "ibot": [
         ({"mask_block": 8}, r"\(16, 32\), got 8"),
@@ -301,8 +307,15 @@ IMPOSSIBLE = {
         ({"temperature": -1.0}, "temperature must be above 0"),
         ({"queue": -1}, "queue must be a number of keys"),
         ({"teacher_momentum": 1.5}, "teacher_momentum must be from 0 to 1"),
+        ({"head_hidden": -1}, "head_hidden must be at least 1, got -1"),
+    ],
+    "parcels": [
+        ({"classes": 1}, "classes must be at least 2, got 1"),
+        ({"decoder": "unet"}, "unknown decoder 'unet'"),
+        ({"published": True}, "parcels is of no paper"),
     ],
     "rotation": [
+        ({"window_jitter": 7.0}, "window_jitter must be from 0 to 1, got 7"),
         ({"classes": 6}, "0 .all., 4, 10 or 24, got 6"),
         ({"blur": -1.0}, "from 0 to 10, got -1"),
         ({"blur": math.nan}, "got nan"),
@@ -310,6 +323,7 @@ IMPOSSIBLE = {
     "simclr": [
         ({"temperature": 0.0}, "temperature must be above 0"),
         ({"queue": -1}, "queue must be a number of embeddings"),
+        ({"head_out": 0}, "head_out must be at least 1, got 0"),
     ],
     "simmim": [
         (
@@ -321,8 +335,14 @@ IMPOSSIBLE = {
         ({"decode_from": 64}, r"decode_from must be a stride of the encoder, .*, got 64"),
         ({"mask_ratio": 0.0}, "mask_ratio must be above 0 and below 1, got 0.0"),
         ({"mask_ratio": math.nan}, "mask_ratio must be above 0 and below 1, got nan"),
+        ({"window_jitter": -1.0}, "window_jitter must be from 0 to 1, got -1"),
+        ({"decoder": "unet"}, "unknown decoder 'unet'; known: "),
     ],
     "smit": [
+        ({"decoder": "unet"}, "unknown decoder 'unet'; known: "),
+        ({"parcels_decoder": "unet"}, "unknown decoder 'unet'; known: "),
+        ({"w_mip": 0.0, "decoder": "light"}, "w_mip=0 predicts no voxels, so decoder=light"),
+        ({"w_parcels": 1.0, "classes": 0}, "classes must be at least 2, got 0"),
         ({"mask_block": 12}, r"stride of the encoder, \[2, 4, 8, 16, 32\], .* got 12"),
         ({"mask_block": "16x2x2"}, r"stride of a stage, \[4, 8, 16, 32\], got 16x2x2"),
         ({"patch_tokens": -1}, "patch_tokens must be a number of tokens"),
@@ -340,6 +360,7 @@ IMPOSSIBLE = {
         ({"cut_share": 1.0}, "cut_share must be above 0 and below 1, got 1.0"),
         ({"cut_edge": 0.0}, "cut_edge must be above 0 and below 1, got 0.0"),
         ({"temperature": math.nan}, "temperature must be above 0, got nan"),
+        ({"head_out": 0}, "head_out must be at least 1, got 0"),
     ],
 }
 

@@ -71,6 +71,13 @@ def test_sure_but_different_targets_are_healthy():
     assert used == 50
 
 
+def test_rows_that_fill_up_a_list_are_no_targets():
+    """Of a list of fixed length: they were read as tokens of their own."""
+    filled = torch.cat([torch.eye(50)[:7], torch.zeros(20, 50)])
+    assert entropies(filled) == pytest.approx(entropies(torch.eye(50)[:7]))
+    assert entropies(torch.zeros(3, 50)) == (0, 0, 0)
+
+
 def test_bf16_targets_are_read_in_fp32():
     each, _, _ = entropies(torch.full((2, 8192), 1 / 8192, dtype=torch.bfloat16))
     assert each == pytest.approx(1, abs=1e-3)

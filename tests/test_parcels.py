@@ -12,6 +12,9 @@ import micro
 import numpy as np
 import pytest
 import torch
+from batchgeneratorsv2.transforms.utils.deep_supervision_downsampling import (
+    DownsampleSegForDSTransform,
+)
 from torch.nn import functional
 
 from nnssl import phantoms
@@ -231,7 +234,7 @@ def test_the_loss_is_a_weighted_cross_entropy():
     strides = [views["image"].shape[-1] // logits.shape[-1] for logits in outputs]
     assert strides == [1, 2, 4, 8]
     naive = [
-        functional.cross_entropy(logits, views["parcels"][:, ::s, ::s, ::s])
+        functional.cross_entropy(logits, views["parcels"][:, s // 2 :: s, s // 2 :: s, s // 2 :: s])
         for logits, s in zip(outputs, strides, strict=True)
     ]
     expected = sum(0.5**level * term for level, term in enumerate(naive)) / 1.875
@@ -241,9 +244,21 @@ def test_the_loss_is_a_weighted_cross_entropy():
     torch.testing.assert_close(out.monitored["accuracy"], right.float().mean())
 
 
-def test_labels_of_an_odd_size_are_every_second_one():
-    labels = torch.arange(35).view(1, 5, 7)
-    assert torch.equal(at_size(labels, torch.Size([3, 4])), labels[:, ::2, ::2])
+@pytest.mark.parametrize("stride", [1, 2, 4, 8])
+def test_coarse_labels_are_those_that_nnunet_gives_the_same_outputs(stride):
+    """They were those of the cells' first corners, up to 4 voxels away along each axis."""
+    labels = torch.randint(0, 9, (2, 1, 16, 24, 32))
+    theirs = DownsampleSegForDSTransform([(1 / stride,) * 3])
+    wanted = torch.stack([theirs(segmentation=one)["segmentation"][0][0] for one in labels])
+    assert torch.equal(at_size(labels[:, 0], wanted.shape[1:]), wanted)
+
+
+def test_coarse_labels_of_an_odd_size_are_those_of_the_cells_centres():
+    labels = torch.arange(5 * 28).view(1, 5, 28)
+    assert torch.equal(
+        at_size(labels, torch.Size([3, 4])), labels[:, [1, 3, 4]][..., [4, 12, 20, 27]]
+    )
+    assert torch.equal(at_size(labels, torch.Size([1, 28])), labels[:, 4:])
 
 
 def test_the_checkpoint_holds_the_decoder(tmp_path):

@@ -10,6 +10,7 @@ from torch import nn
 
 from nnssl.methods.swinunetr import ConvDecoder, SwinUNETRPretext
 from nnssl.train.batches import generator_for
+from nnssl.views import cutout
 from nnssl.views.cutout import covered, draw_cutout
 from nnssl.views.spatial import rotate, rotations
 
@@ -51,7 +52,9 @@ def test_boxes_keep_to_the_share_and_to_the_edge(dims):
 
 
 @pytest.mark.parametrize("size", [(20, 17, 24), (30, 18)])
-def test_covered_voxels_are_those_of_a_loop(size):
+@pytest.mark.parametrize("at_once", [3, 256])
+def test_covered_voxels_are_those_of_a_loop(size, at_once, monkeypatch):
+    monkeypatch.setattr(cutout, "AT_ONCE", at_once)
     boxes = torch.stack([draw_cutout(0.3, 0.25, len(size), generator(seed)) for seed in range(3)])
     got = covered(boxes, size)
     expected = torch.zeros(3, *size, dtype=torch.bool)

@@ -11,6 +11,9 @@ from nnssl.convert import adapt
 from nnssl.convert.opening import ForeignError
 from nnssl.encoder.swin import Swin
 
+# the settings of an encoder that computes the same in 3D, as in `adapt.inflated`
+EXACT = {"steps": (), "merging": "all", "windows": "exact", "convolutions": False}
+
 
 def is_flat(loaded: Checkpoint) -> bool:
     """Whether its encoder is 2D."""
@@ -24,13 +27,14 @@ def in_3d(loaded: Checkpoint) -> dict:
     Raises ForeignError for an encoder that cannot be inflated.
     """
     config, flat, header = loaded.encoder_config, loaded.part(PREFIX), loaded.header
-    if config.steps or config.merging != "all":
+    others = [name for name, value in EXACT.items() if getattr(config, name) != value]
+    if others:
+        said = ", ".join(f"{name}={getattr(config, name)!r}" for name in others)
         raise ForeignError(
-            f"{loaded.path} has strides by axis or MONAI's earlier merging (steps "
-            f'{list(config.steps)}, merging "{config.merging}"), which cannot be inflated: leave '
-            "out --dims"
+            f"{loaded.path} has an encoder that cannot be inflated exactly ({said}): leave out "
+            "--dims"
         )
-    solid = replace(config, spatial_dims=3, windows="exact")
+    solid = replace(config, spatial_dims=3)
     encoder = Swin(solid, maskable="mask_token" in flat)
     encoder.load_state_dict(adapt.inflated(flat))
     kept = {name: said for name, said in header.items() if name not in ("decoder", "probe")}

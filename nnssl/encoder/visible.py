@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from nnssl.encoder.swin import Swin
 
 NO_TOKEN = "this encoder has no mask token of stride 8 or 16; call mask_at_stride(encoder, 8) first"
-STRIDES = (8, 16)  # where mask tokens may enter; at 32 no stage would be left to fill them
+TOKEN_STRIDES = (8, 16)  # where mask tokens may enter; at 32 no stage would be left to fill them
 
 
 class Visible(NamedTuple):
@@ -59,7 +59,7 @@ def mask_at_stride(encoder: Swin, stride: int) -> None:
     that grid's width. Raises ValueError for another stride, or for an encoder whose finer maps
     nobody could do without.
     """
-    if stride not in STRIDES:
+    if stride not in TOKEN_STRIDES:
         raise ValueError(
             f"mask tokens enter at stride 8 or 16 (visible blocks alone), got {stride}"
         )

@@ -21,7 +21,7 @@ FOREGROUND = 0.01  # of the voxels, all classes together: what the heads believe
 
 
 def needs_moments(network: SwinUNETR, info: Mapping) -> bool:
-    """Not where the decoder was pretrained with moments of its own; `info`: the plans'
+    """Not where the decoder was pretrained: it learnt with the maps as they are. `info`: the plans'
     `pretrain_info`.
     """
     return "decoder_matched" not in info and bool(_norms(network))

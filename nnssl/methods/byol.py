@@ -23,13 +23,11 @@ from typing import ClassVar
 from torch import Tensor
 
 from nnssl.encoder.swin import Swin
-from nnssl.methods.method import MethodConfig, PairMethod, Step
-from nnssl.modules.bounds import require_fraction
+from nnssl.methods.method import MethodConfig, Step
+from nnssl.methods.taught_pair import TaughtPairMethod
+from nnssl.modules.bounds import require_at_least, require_fraction
 from nnssl.modules.contrast import negative_cosine
-from nnssl.modules.heads import Branch, Predictor
 from nnssl.modules.running import Standardise
-from nnssl.modules.teacher import Teacher
-from nnssl.types import LAST
 
 
 @dataclass(frozen=True)
@@ -44,9 +42,10 @@ class BYOLConfig(MethodConfig):
 
     def __post_init__(self) -> None:
         require_fraction(self, "teacher_momentum")
+        require_at_least(1, self, "head_hidden", "head_out")
 
 
-class BYOL(PairMethod):
+class BYOL(TaughtPairMethod):
     title = "bootstrap your own latent"
     family = "self-distillation without negatives"
     signal = "a teacher's output for another view"
@@ -59,17 +58,9 @@ class BYOL(PairMethod):
     config: BYOLConfig
 
     def __init__(self, encoder: Swin, config: BYOLConfig) -> None:
-        super().__init__()
+        super().__init__(encoder, config, layers=2)
         self.config = config
-        encoder = encoder.copied(maskable=False, wanted=LAST)  # nothing is hidden
-        self.student = Branch(encoder, config.head_hidden, config.head_out, layers=2)
-        self.teacher = Teacher(self.student)
         self.answers = Standardise(config.head_out)
-        self.predictor = Predictor(config.head_out, config.head_hidden)
-
-    @property
-    def encoder(self) -> Swin:
-        return self.student.encoder
 
     def loss(self, views: dict[str, Tensor]) -> Step:
         image = views["image"].flatten(0, 1)
@@ -78,7 +69,3 @@ class BYOL(PairMethod):
         z1, z2 = self.answers(self.teacher(image)[1]).chunk(2)
         total = 4 + 2 * negative_cosine(q1, z2) + 2 * negative_cosine(q2, z1)
         return Step({"total": total}, {"embedding": pooled.detach()})
-
-    def after_step(self, progress: float) -> None:
-        super().after_step(progress)
-        self.teacher.follow(self.student, self.config.teacher_momentum, lambda: self.progress)

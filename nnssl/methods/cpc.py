@@ -34,7 +34,7 @@ from nnssl.encoder.config import PATCH
 from nnssl.encoder.swin import Swin
 from nnssl.host_memory import to_device
 from nnssl.methods.method import Method, MethodConfig, Step
-from nnssl.modules.bounds import require_above_zero
+from nnssl.modules.bounds import require_above_zero, require_at_least
 from nnssl.modules.contrast import info_nce
 from nnssl.modules.heads import pooled
 from nnssl.modules.voxel_decoders import unfold_cubes
@@ -68,6 +68,7 @@ class CPCConfig(MethodConfig):
                 f"cubes, got {self.ahead}"
             )
         require_above_zero(self, "temperature")
+        require_at_least(1, self, "head_hidden", "head_out")
 
     @property
     def distances(self) -> int:

@@ -34,7 +34,7 @@ from nnssl.host_memory import to_device
 from nnssl.methods.distillation import DistillationMethod, DistillationMethodConfig
 from nnssl.methods.method import Step, weighted_total
 from nnssl.modules.bounds import require_weights
-from nnssl.modules.encoder_with_heads import STAGE_OF_STRIDE, EncoderWithHeads
+from nnssl.modules.encoder_with_heads import MAP_OF_STRIDE, EncoderWithHeads
 from nnssl.modules.losses import Centre, cross_view, soft_cross_entropy
 from nnssl.modules.selected import select_tokens
 from nnssl.types import Shape
@@ -118,7 +118,7 @@ class IBOT(DistillationMethod):
     config: IBOTConfig
 
     def __init__(self, encoder: Swin, config: IBOTConfig) -> None:
-        stage = STAGE_OF_STRIDE[config.mask_block]
+        stage = MAP_OF_STRIDE[config.mask_block]
         encoder = encoder.copied(maskable=True, wanted=(stage,))
         super().__init__(
             EncoderWithHeads(encoder, config, (stage,), patch=stage, shared=config.shared_head),
@@ -162,7 +162,11 @@ class IBOT(DistillationMethod):
         losses["total"] = weighted_total(losses, config)
         return Step(
             losses,
-            {"embedding": teacher.embedding, "teacher_image": targets, "teacher_patch": patches},
+            {
+                "embedding": teacher.embedding,
+                "teacher_image": targets,
+                "teacher_patch": selected.only(patches),
+            },
         )
 
     def show(self, views: dict[str, Tensor]) -> dict[str, Float[Tensor, "batch 1 *_"]]:

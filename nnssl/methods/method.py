@@ -15,7 +15,11 @@ from torch import Tensor, nn
 from nnssl import settings
 from nnssl.encoder.swin import Swin
 from nnssl.host_memory import to_device
-from nnssl.modules.bounds import require_above_zero
+from nnssl.modules.bounds import (
+    require_above_zero,
+    require_not_negative,
+    require_part_of_run,
+)
 from nnssl.modules.running import discard_all, update_all
 from nnssl.network.reconstruction import PretrainedDecoder
 from nnssl.types import Shape
@@ -101,7 +105,17 @@ class MethodConfig:
 
     def require_rates(self) -> None:
         """Raises ValueError where nothing could be learnt, or nothing scaled."""
-        require_above_zero(self, "lr", "lr_batch")
+        require_above_zero(self, "lr", "lr_batch", "lr_most")
+        require_not_negative(self, "weight_decay")
+        require_part_of_run(self, "warmup")
+        if not 0 <= self.lr_floor <= self.lr:
+            raise ValueError(
+                f"lr_floor must be from 0 to lr={self.lr:g}, where the rate starts and ends, got "
+                f"{self.lr_floor:g}"
+            )
+        for name in ("beta2", "drop_path"):
+            if not 0 <= (value := getattr(self, name)) < 1:
+                raise ValueError(f"{name} must be from 0 to below 1, got {value}")
         if not self.clip_norm >= 0:
             raise ValueError(
                 f"clip_norm must be a length above 0, or 0 for no clipping, got {self.clip_norm}"

@@ -26,13 +26,11 @@ import torch
 from torch import Tensor
 
 from nnssl.encoder.swin import Swin
-from nnssl.methods.method import MethodConfig, PairMethod, Step
-from nnssl.modules.bounds import require_above_zero, require_fraction
+from nnssl.methods.method import MethodConfig, Step
+from nnssl.methods.taught_pair import TaughtPairMethod
+from nnssl.modules.bounds import require_above_zero, require_at_least, require_fraction
 from nnssl.modules.contrast import Queue, info_nce
-from nnssl.modules.heads import Branch, Predictor
 from nnssl.modules.running import Standardise
-from nnssl.modules.teacher import Teacher
-from nnssl.types import LAST
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -53,12 +51,13 @@ class MoCoV3Config(MethodConfig):
 
     def __post_init__(self) -> None:
         require_above_zero(self, "temperature")
+        require_at_least(1, self, "head_hidden", "head_out")
         if self.queue < 0:
             raise ValueError(f"queue must be a number of keys, or 0 for none, got {self.queue}")
         require_fraction(self, "teacher_momentum")
 
 
-class MoCoV3(PairMethod):
+class MoCoV3(TaughtPairMethod):
     title = "momentum contrast, version 3"
     family = "contrastive"
     signal = "which of a teacher's keys belongs to another view of this crop"
@@ -71,20 +70,12 @@ class MoCoV3(PairMethod):
     config: MoCoV3Config
 
     def __init__(self, encoder: Swin, config: MoCoV3Config) -> None:
-        super().__init__()
+        super().__init__(encoder, config, layers=3)
         self.config = config
-        encoder = encoder.copied(maskable=False, wanted=LAST)  # nothing is hidden
         if config.freeze_patches:
-            encoder.patch_embed.proj.requires_grad_(False)
-        self.student = Branch(encoder, config.head_hidden, config.head_out, layers=3)
-        self.teacher = Teacher(self.student)
+            self.encoder.patch_embed.proj.requires_grad_(False)
         self.keys = Standardise(config.head_out)
-        self.predictor = Predictor(config.head_out, config.head_hidden)
         self.queue = Queue(config.queue, config.head_out) if config.queue else None
-
-    @property
-    def encoder(self) -> Swin:
-        return self.student.encoder
 
     def loss(self, views: dict[str, Tensor]) -> Step:
         image, scans = views["image"].flatten(0, 1), views["scan"]
@@ -97,10 +88,6 @@ class MoCoV3(PairMethod):
             self.queue.accumulate(torch.stack([k1, k2], dim=1), scans)
         monitored = {"embedding": pooled.detach(), "accuracy": (accuracy1 + accuracy2) / 2}
         return Step({"total": first + second}, monitored)
-
-    def after_step(self, progress: float) -> None:
-        super().after_step(progress)
-        self.teacher.follow(self.student, self.config.teacher_momentum, lambda: self.progress)
 
     def _contrast(
         self,

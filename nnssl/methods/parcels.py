@@ -24,6 +24,7 @@ from torch import Tensor
 
 from nnssl.encoder.swin import Swin
 from nnssl.methods.method import Method, MethodConfig, Step
+from nnssl.modules.bounds import require_at_least
 from nnssl.modules.heads import pooled
 from nnssl.network.decoders import full_options
 from nnssl.network.reconstruction import ParcelDecoder
@@ -47,8 +48,9 @@ class ParcelsConfig(MethodConfig):
 
     def __post_init__(self) -> None:
         full_options(self.decoder)
-        if self.classes < 2:
-            raise ValueError(f"classes must be at least 2, got {self.classes}")
+        require_at_least(2, self, "classes")
+        if self.published:
+            raise ValueError("parcels is of no paper: leave out published=true")
 
     @property
     def parcel_classes(self) -> int:

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from nnssl.encoder.swin import Swin
 from nnssl.host_memory import to_device
 from nnssl.methods.method import Method, MethodConfig, Step
+from nnssl.modules.bounds import require_fraction
 from nnssl.modules.heads import pooled
 from nnssl.modules.losses import accuracy_of
 from nnssl.types import LAST, Shape
@@ -51,6 +52,7 @@ class RotationConfig(MethodConfig):
             raise ValueError(f"classes must be 0 (all), 4, 10 or 24, got {self.classes}")
         if not 0 <= self.blur < 10:
             raise ValueError(f"blur must be a number of voxels from 0 to 10, got {self.blur}")
+        require_fraction(self, "window_jitter")
 
 
 class Rotation(Method):

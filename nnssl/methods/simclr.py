@@ -26,7 +26,7 @@ from torch import Tensor
 
 from nnssl.encoder.swin import Swin
 from nnssl.methods.method import MethodConfig, PairMethod, Step
-from nnssl.modules.bounds import require_above_zero
+from nnssl.modules.bounds import require_above_zero, require_at_least
 from nnssl.modules.contrast import Queue, nt_xent
 from nnssl.modules.heads import Branch
 from nnssl.types import LAST
@@ -46,6 +46,7 @@ class SimCLRConfig(MethodConfig):
 
     def __post_init__(self) -> None:
         require_above_zero(self, "temperature")
+        require_at_least(1, self, "head_hidden", "head_out")
         if self.queue < 0:
             raise ValueError(
                 f"queue must be a number of embeddings, or 0 for none, got {self.queue}"

@@ -32,6 +32,7 @@ from nnssl.network.reconstruction import (
     as_seen,
     masked_encoder,
     on_voxels,
+    require_known_decoder,
     shown_to_encoder,
     voxel_decoder,
 )
@@ -53,6 +54,10 @@ class SimMIMConfig(MaskedConfig, MethodConfig):
         "clip_norm": 5.0,
         "mask_block": BlockSides(32),
     }
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_known_decoder(self)
 
 
 class SimMIM(Method):

@@ -38,11 +38,12 @@ from nnssl.encoder.swin import ALL, Swin
 from nnssl.host_memory import to_device
 from nnssl.methods.distillation import DistillationMethod, DistillationMethodConfig
 from nnssl.methods.method import Step, weighted_total
-from nnssl.modules.bounds import require_not_negative, require_weights
-from nnssl.modules.encoder_with_heads import STAGE_OF_STRIDE, EncoderWithHeads
+from nnssl.modules.bounds import require_at_least, require_not_negative, require_weights
+from nnssl.modules.encoder_with_heads import MAP_OF_STRIDE, EncoderWithHeads
 from nnssl.modules.losses import Centre, cross_view, masked_l1, soft_cross_entropy
 from nnssl.modules.masked import MaskedConfig
 from nnssl.modules.selected import SelectedTokens, select_tokens
+from nnssl.network.decoders import full_options
 from nnssl.network.reconstruction import (
     LINEAR,
     ParcelDecoder,
@@ -50,6 +51,7 @@ from nnssl.network.reconstruction import (
     as_seen,
     masked_encoder,
     on_voxels,
+    require_known_decoder,
     shown_to_encoder,
     voxel_decoder,
 )
@@ -103,10 +105,10 @@ class SMITConfig(MaskedConfig, DistillationMethodConfig):
             raise ValueError(f"teacher_views must be 1 or 2, got {self.teacher_views}")
 
     def _check_patches(self) -> None:
-        if self.patch_stride not in STAGE_OF_STRIDE:
+        if self.patch_stride not in MAP_OF_STRIDE:
             raise ValueError(
                 "the shortest side of mask_block must be the stride of a stage, "
-                f"{list(STAGE_OF_STRIDE)}, got {self.mask_block}"
+                f"{list(MAP_OF_STRIDE)}, got {self.mask_block}"
             )
         if self.patch_tokens < 0:
             raise ValueError(
@@ -114,6 +116,15 @@ class SMITConfig(MaskedConfig, DistillationMethodConfig):
             )
 
     def _check_decoders(self) -> None:
+        require_known_decoder(self)
+        full_options(self.parcels_decoder)
+        if self.w_parcels > 0:
+            require_at_least(2, self, "classes")
+        if self.w_mip == 0 and self.decoder != LINEAR:
+            raise ValueError(
+                f"w_mip=0 predicts no voxels, so decoder={self.decoder} would learn nothing: set "
+                "decoder=linear, or w_mip above 0"
+            )
         if self.w_parcels > 0 and self.decoder != LINEAR:
             raise ValueError(
                 f"decoder={self.decoder} and w_parcels={self.w_parcels} both pretrain a decoder; "
@@ -132,7 +143,7 @@ class SMITConfig(MaskedConfig, DistillationMethodConfig):
     @property
     def patch_map(self) -> int:
         """The number of the map with these tokens."""
-        return STAGE_OF_STRIDE[self.patch_stride]
+        return MAP_OF_STRIDE[self.patch_stride]
 
 
 class SMIT(DistillationMethod):
@@ -273,7 +284,7 @@ class SMIT(DistillationMethod):
         temperature = self.teacher_temperature(delay=self.config.temperature_warmup)
         target = self.patch_centre.sharpen(teacher, temperature, selected.counts)
         errors = soft_cross_entropy(student, target, self.config.student_temperature)
-        return selected.mean(errors), target
+        return selected.mean(errors), selected.only(target)
 
     def _decoded(self) -> tuple[int, ...]:
         """The maps from which voxels are predicted."""

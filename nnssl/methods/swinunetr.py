@@ -33,7 +33,13 @@ from torch import Tensor, nn
 from nnssl.encoder.swin import Swin
 from nnssl.host_memory import to_device
 from nnssl.methods.method import Method, MethodConfig, Step, weighted_total
-from nnssl.modules.bounds import require_above_zero, require_open_fraction, require_weights
+from nnssl.modules.bounds import (
+    require_above_zero,
+    require_at_least,
+    require_fraction,
+    require_open_fraction,
+    require_weights,
+)
 from nnssl.modules.contrast import nt_xent
 from nnssl.modules.heads import pooled
 from nnssl.modules.losses import accuracy_of
@@ -74,6 +80,8 @@ class SwinUNETRConfig(MethodConfig):
         require_weights(self, "w_rotation", "w_contrast", "w_voxels")
         require_open_fraction(self, "cut_share", "cut_edge")
         require_above_zero(self, "temperature")
+        require_at_least(1, self, "head_out")
+        require_fraction(self, "window_jitter")
 
 
 class ConvDecoder(nn.Module):

@@ -11,6 +11,24 @@ def require_above_zero(config: object, *names: str) -> None:
             raise ValueError(f"{name} must be above 0, got {value}")
 
 
+def require_at_least(least: int, config: object, *names: str) -> None:
+    """Raises ValueError for the first field below `least`."""
+    for name in names:
+        value = getattr(config, name)
+        if not value >= least:
+            raise ValueError(f"{name} must be at least {least}, got {value}")
+
+
+def require_part_of_run(config: object, *names: str) -> None:
+    """Raises ValueError for the first field outside [0, 1): the papers count some in epochs."""
+    for name in names:
+        value = getattr(config, name)
+        if not 0 <= value < 1:
+            raise ValueError(
+                f"{name} is a fraction of the run's steps, from 0 to below 1, got {value}"
+            )
+
+
 def require_fraction(config: object, *names: str) -> None:
     """Raises ValueError for the first field outside [0, 1]."""
     for name in names:

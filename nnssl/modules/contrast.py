@@ -59,8 +59,8 @@ class Queue(Running):
         keys, scans = (_in_order(torch.stack(parts)) for parts in zip(*pending, strict=True))
         # a batch that overflowed must not stay for the whole length of the queue
         good = keys.isfinite().all()
-        if self.counts is not None:
-            good = good & self.counts
+        if self.step_counts is not None:
+            good = good & self.step_counts
         keys, scans = keys[-len(self.keys) :], scans[-len(self.keys) :]
         slots = (self.position + torch.arange(len(keys), device=keys.device)) % len(self.keys)
         self.keys[slots] = torch.where(good, keys, self.keys[slots])

@@ -12,7 +12,12 @@ from typing import TYPE_CHECKING, Generic, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from nnssl.modules.bounds import require_above_zero, require_fraction
+from nnssl.modules.bounds import (
+    require_above_zero,
+    require_at_least,
+    require_fraction,
+    require_part_of_run,
+)
 from nnssl.modules.encoder_protocol import EncoderT
 from nnssl.modules.heads import PrototypeHead, pooled
 from nnssl.modules.selected import SelectedTokens
@@ -20,8 +25,8 @@ from nnssl.modules.selected import SelectedTokens
 if TYPE_CHECKING:
     from jaxtyping import Float
 
-# which of the encoder's maps has tokens of this stride
-STAGE_OF_STRIDE = {4: 1, 8: 2, 16: 3, 32: 4}
+# the number of the encoder's map with tokens of this stride
+MAP_OF_STRIDE = {4: 1, 8: 2, 16: 3, 32: 4}
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,9 @@ class DistillationConfig:
         names = ("student_temperature", "teacher_temperature_start", "teacher_temperature_end")
         require_above_zero(self, *names)
         require_fraction(self, "teacher_momentum", "centre_momentum")
+        require_part_of_run(self, "temperature_warmup", "freeze_prototypes")
+        require_at_least(2, self, "prototypes")
+        require_at_least(1, self, "head_hidden", "head_bottleneck")
 
 
 class DistillationOutput(NamedTuple):

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
-from nnssl.modules.bounds import require_open_fraction
+from nnssl.modules.bounds import require_fraction, require_open_fraction
 from nnssl.types import STRIDES, Shape
 
 COARSE, COARSER = 8, 16  # strides behind stages 2 and 3
@@ -69,6 +69,7 @@ class MaskedConfig:
         self._check_blocks()
         self._check_decode_from()
         require_open_fraction(self, "mask_ratio")
+        require_fraction(self, "window_jitter")
         if not self.smooth_l1 >= 0:
             raise ValueError(f"smooth_l1 must be 0 (plain L1) or above, got {self.smooth_l1}")
         if self.visible_only:

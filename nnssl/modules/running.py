@@ -18,19 +18,19 @@ if TYPE_CHECKING:
 class Stepped(nn.Module):
     """State that moves once per step, unless the step does not count.
 
-    counts: a bool scalar on the device, set by `decide` for the length of `Method.after_step`.
+    step_counts: a bool scalar on the device, set by `decide` during `Method.after_step`.
             Whether a gradient was finite is known there first, and reading it would make the host
             wait; None: the step counts.
     """
 
-    counts: Tensor | None = None
+    step_counts: Tensor | None = None
 
 
-def decide(module: nn.Module, counts: Tensor | None) -> None:
+def decide(module: nn.Module, step_counts: Tensor | None) -> None:
     """Tell all `Stepped` inside `module` whether the step that ends now counts."""
     for part in module.modules():
         if isinstance(part, Stepped):
-            part.counts = counts
+            part.step_counts = step_counts
 
 
 class Running(Stepped):
@@ -150,8 +150,8 @@ def _take(parts: list[RunningMean], totals: Tensor) -> None:
     layout = _layout(kinds, totals.device)
     new = totals / totals[layout.last]
     good = _finite(new, layout)
-    if parts[0].counts is not None:
-        good = good & parts[0].counts
+    if parts[0].step_counts is not None:
+        good = good & parts[0].step_counts
     updates = torch.stack([part.updates for part in parts])
     weight = torch.maximum(layout.slowest, layout.plain_start / (updates + 1))
     old = torch.cat([x for part in parts for x in (part.value, part.value[:1])])

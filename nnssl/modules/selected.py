@@ -32,6 +32,10 @@ class SelectedTokens(NamedTuple):
         """Tokens [B C *grid] -> [K C]."""
         return tokens.movedim(1, -1).flatten(0, -2).index_select(0, self.index)
 
+    def only(self, rows: Float[Tensor, "selected dim"]) -> Float[Tensor, "selected dim"]:
+        """[K d] with zeros in the rows of what fills up."""
+        return rows * self.counts[:, None]
+
     def mean(self, values: Float[Tensor, " selected"]) -> Float[Tensor, ""]:
         """The mean over views of each view's mean over its selected tokens: [K] -> scalar.
 

@@ -56,10 +56,10 @@ class Teacher(Stepped, Generic[Student]):
         parameters = dict(student.named_parameters())
         names, own = zip(*self.model.named_parameters(), strict=True)
         theirs = [parameters[name].detach() for name in names]
-        if self.counts is None:
+        if self.step_counts is None:
             # its declaration knows no scalar tensor
             torch._foreach_lerp_(own, theirs, cast("float", fraction))
             return
         way = torch._foreach_sub(theirs, own)
-        torch._foreach_mul_(way, self.counts * fraction)
+        torch._foreach_mul_(way, self.step_counts * fraction)
         torch._foreach_add_(own, way)

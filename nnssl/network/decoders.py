@@ -1,8 +1,9 @@
 """CNN decoders with skips, as data: `SwinUNETRDecoder`, faithful to MONAI's, `LightDecoder`, and
 `NNUNetDecoder`.
 
-All take the image and the encoder's five maps (strides 2 to 32), work at any size, and give logits
-at the image's size; while training also at half, a quarter and an eighth of it (deep supervision).
+All take the image and the encoder's five maps (strides 2 to 32), work at any size (`nnunet` from 5
+voxels along some axis on), and give logits at the image's size; while training also at half, a
+quarter and an eighth of it (deep supervision).
 A map of an odd size is reached by upsampling to one voxel more and cutting that off, so nothing is
 ever padded or cropped. They climb by the encoder's `steps`: an axis that one of them left as it was
 is not upsampled there.

@@ -73,8 +73,8 @@ def groups_of(channels: int) -> int:
 
 
 class DatasetNorm(nn.Module):
-    """(x - mean) / std by channel, of the dataset and not of the patch; buffers, set before the
-    training.
+    """(x - mean) / std by channel, of the dataset and not of the patch; buffers, set before a
+    training from labels. A pretraining leaves them at 0 and 1, and so does what continues it.
 
     So what distinguishes one patch from another stays, such as where in the body it lies, and what
     is common to all goes.

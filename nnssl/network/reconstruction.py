@@ -17,6 +17,7 @@ from nnssl.modules.masked import MaskedConfig
 from nnssl.modules.voxel_decoders import MultiScaleDecoder
 from nnssl.network.decoders import full_options, make_decoder
 from nnssl.network.layers import halving_weights
+from nnssl.shapes import ceil_div
 from nnssl.views.masking import all_but, repeat_blocks
 
 LINEAR = "linear"
@@ -146,11 +147,25 @@ def on_voxels(masked: Tensor, config: MaskedConfig) -> Tensor:
 
 
 def at_size(labels: Tensor, size: torch.Size) -> Tensor:
-    """Every second, fourth, ... label along each axis: [B *s] -> [B *size], where size is s over a
-    step, rounded up.
+    """The label at the centre of each token's cell, as nnU-Net reduces its targets: [B *s] ->
+    [B *size], where size is s over a stride of the encoder, rounded up.
     """
     for axis, (have, want) in enumerate(zip(labels.shape[1:], size, strict=True), start=1):
-        step = -(-have // want)
-        index = torch.arange(want, device=labels.device) * step
+        stride = _stride(have, want)
+        index = torch.arange(want, device=labels.device) * stride + stride // 2
         labels = labels.index_select(axis, index.clamp(max=have - 1))
     return labels
+
+
+def _stride(voxels: int, tokens: int) -> int:
+    """The power of two by which so many voxels become so many tokens."""
+    stride = 1
+    while ceil_div([voxels], [stride]) > (tokens,):
+        stride *= PATCH
+    return stride
+
+
+def require_known_decoder(config: MaskedConfig) -> None:
+    """Raises ValueError for an unknown decoder."""
+    if config.decoder != LINEAR:
+        full_options(config.decoder)

@@ -58,8 +58,13 @@ def rankme(embedding: Tensor) -> float:
 
 
 def entropies(probabilities: Tensor) -> tuple[float, float, int]:
-    """[N K] -> mean entropy / log K, entropy of the mean / log K, prototypes in use."""
+    """[N K] -> mean entropy / log K, entropy of the mean / log K, prototypes in use. Rows of zeros,
+    which fill up a list of fixed length, do not count; with no others all three are 0.
+    """
     p = probabilities.float()
+    p = p[p.sum(dim=-1) > 0]
+    if not len(p):
+        return 0.0, 0.0, 0
     scale = math.log(p.shape[-1])
     used = p.argmax(dim=-1).unique().numel()
     return float(_entropy(p).mean()) / scale, float(_entropy(p.mean(dim=0))) / scale, used

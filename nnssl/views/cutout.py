@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from jaxtyping import Bool, Float
 
 
+AT_ONCE = 256  # boxes: each takes a slice of the view in memory
+
+
 def draw_cutout(
     fraction: float, edge: float, dims: int, generator: torch.Generator
 ) -> Float[Tensor, "boxes dims 2"]:
@@ -40,6 +43,13 @@ def covered(
     """
     boxes = boxes[:, : int((boxes[..., 0, 1] > 0).sum(dim=1).max()) if boxes.numel() else 0]
     boxes = to_device(boxes, torch.device(device))
+    painted = torch.zeros(len(boxes), *size, dtype=torch.bool, device=boxes.device)
+    for some in boxes.split(AT_ONCE, dim=1):
+        painted |= _covered(some, size)
+    return painted
+
+
+def _covered(boxes: Tensor, size: Shape) -> Tensor:
     first, rest, *others = [_inside(boxes[:, :, axis], length) for axis, length in enumerate(size)]
     for last in others:
         rest = (rest.unsqueeze(-1) * last.unsqueeze(-2)).flatten(2)
