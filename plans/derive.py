@@ -203,7 +203,7 @@ def _require_raw(dataset: str | int, name: str) -> None:
 
 
 def _plans_from_planner(request: PlansRequest, folder: Path, start: PlannedStart) -> dict:
-    """Plans by our planner, which are not written yet."""
+    """Plans by our planner, not written: what follows may refuse them."""
     _fingerprint(request, folder)  # raises where there is no dataset to take it of
     from nnssl.plans.planner import SwinPlanner
 
@@ -217,6 +217,7 @@ def _plans_from_planner(request: PlansRequest, folder: Path, start: PlannedStart
             start=start,
             decoder=request.decoder,
             patch=request.patch,
+            writes=False,
         ).plan_experiment()
 
 

@@ -32,6 +32,6 @@ def _require_bases(name: str, entry: Mapping, known: Mapping, plans_name: str) -
     if missing := [base for base in bases if base is not None and base not in known]:
         raise ValueError(
             f"plans {plans_name} have a configuration {name}, added by hand, which is based on "
-            f"{missing[0]}; that is not planned now. Nothing was written. Choose another --name, "
-            f"or remove {name} from the plans"
+            f"{missing[0]}; that is not planned now. The plans stay as they were. Choose another "
+            f"--name, or remove {name} from the plans"
         )

@@ -173,10 +173,31 @@ def test_the_planner_is_nnunets_own_and_works_through_its_interface(
     configuration = plans["configurations"]["3d_fullres"]
     assert configuration["normalization_schemes"] == ["CTNormalization", "ZScoreNormalization"]
     entry = configuration["architecture"]
+    path = nnunet_env["nnUNet_preprocessed"] / NAME / "nnUNetSwinPlans.json"
+    files.write_json(path, with_own_configuration(plans, based_on="3d_fullres"))
+    plan_experiment_dataset(ID, SwinPlanner, gpu_memory_target_in_gb=2)
+    assert files.read_json(path)["configurations"]["mine"]["batch_size"] == 3
     network = get_network_from_plans(
         entry["network_class_name"], entry["arch_kwargs"], [], 2, 3, deep_supervision=False
     )
     assert network(torch.zeros(1, 2, *configuration["patch_size"])).shape[1] == 3
+
+
+def with_own_configuration(plans: dict, based_on: str) -> dict:
+    """`plans`, to which a user has added `mine`."""
+    mine = {"inherits_from": based_on, "batch_size": 3}
+    return plans | {"configurations": plans["configurations"] | {"mine": mine}}
+
+
+def test_plans_that_cannot_be_made_again_stay_as_they_were(nnunet_env):
+    options = {"preset": "tiny", "name": "own", "recipe": {"epochs": 7, "lr": 1e-3}}
+    made = plan(nnunet_env, "tiny MRI", **options)
+    path = nnunet_env["nnUNet_preprocessed"] / NAME / "own.json"
+    added = with_own_configuration(made, based_on="3d_lowres")  # which is not planned for these
+    files.write_json(path, added)
+    with pytest.raises(ValueError, match="mine, added by hand, which is based on 3d_lowres"):
+        plan(nnunet_env, "tiny MRI", **options)
+    assert files.read_json(path) == added
 
 
 @pytest.mark.slow
