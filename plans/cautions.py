@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from nnssl import files
-from nnssl.finetune.architecture import BY_INTENSITIES, INFO, INTENSITIES, PLANNED
+from nnssl.finetune.architecture import BY_INTENSITIES, INFO, PLANNED, intensities_of
 from nnssl.types import RAW
 
 FOLDS = 5  # nnU-Net's own
@@ -83,7 +83,7 @@ def _too_few_cases(folder: Path, plans: Mapping) -> list[Caution]:
 
 
 def _values_that_are_no_hu(folder: Path, plans: Mapping) -> list[Caution]:
-    properties = plans.get(INTENSITIES, {})
+    properties = intensities_of(plans)
     remedy = f"nnUNetv2_plan_and_preprocess -d {folder.name} --clean"
     return [
         Caution(_says_no_hu(channel, properties[channel], what), remedy)

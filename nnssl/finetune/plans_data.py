@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from nnssl import files
-from nnssl.finetune.architecture import BY_INTENSITIES, INTENSITIES, are_plans
+from nnssl.finetune.architecture import BY_INTENSITIES, are_plans, intensities_of
 from nnssl.finetune.plans_file import resolve
 from nnssl.recipe import RECIPE
 
@@ -71,7 +71,7 @@ def _says_other_data(plans_name: str, name: str, changed: list[str]) -> str:
 
 def _intensities_used(plans: Mapping, configuration: Mapping) -> dict:
     """The intensities of the channels that are normalised by them."""
-    known = plans.get(INTENSITIES, {})
+    known = intensities_of(plans)
     schemes = enumerate(configuration["normalization_schemes"])
     used = [str(channel) for channel, scheme in schemes if scheme == BY_INTENSITIES]
     return {channel: known.get(channel) for channel in used}
