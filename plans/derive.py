@@ -19,9 +19,9 @@ from nnssl import files
 from nnssl.data.raw_datasets import chosen_channels, is_ct_name
 from nnssl.encoder.presets import preset
 from nnssl.finetune import checkpoint_choice
-from nnssl.finetune.architecture import INFO, PLANNED, architecture, is_ct, is_ours
+from nnssl.finetune.architecture import INFO, PLANNED, architecture, are_plans, is_ct, is_ours
 from nnssl.finetune.plans_file import resolve
-from nnssl.plans.own_configurations import keep_own_configurations
+from nnssl.plans.own_configurations import keep_own_configurations, separate_data
 from nnssl.plans.plan_checks import check_request, target
 from nnssl.plans.plans_request import DATASET, PRETRAINING, PlansRequest
 from nnssl.recipe import RECIPE, Recipe
@@ -54,6 +54,7 @@ def derive(request: PlansRequest) -> Derived:
     request = replace(request, decoder=request.decoder or start.decoder)
     plans = base or _plans_from_planner(request, folder, start)
     _complete(plans, before, request, start, recipe)
+    separate_data(plans, folder)
     files.write_json(path, plans)
     return Derived(path, before)
 
@@ -177,6 +178,8 @@ def _base_plans(folder: Path, request: PlansRequest) -> dict:
     path = files.inside(folder, f"{request.base}.json")
     _require_plans(path, request.dataset)
     plans = files.read_json(path)
+    if not are_plans(plans):
+        raise ValueError(f"{path} holds no plans; derive new plans from nnU-Net's own: -p {BASE}")
     if _has_ours(plans):
         raise ValueError(
             f"{path} was written by nnssl_plan; derive new plans from nnU-Net's own: -p {BASE}"
@@ -247,5 +250,5 @@ def _resize(plans: dict, request: PlansRequest) -> None:
             entry["batch_size"] = request.batch_size
 
 
-def _has_ours(plans: dict) -> bool:
-    return any(is_ours(configuration) for configuration in plans["configurations"].values())
+def _has_ours(plans: object) -> bool:
+    return are_plans(plans) and any(map(is_ours, plans["configurations"].values()))

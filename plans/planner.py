@@ -34,7 +34,7 @@ from nnssl.finetune.architecture import (
     encoder_for,
     permute_axes,
 )
-from nnssl.finetune.plans_data import data_settings
+from nnssl.finetune.plans_data import data_settings, new_identifier
 from nnssl.hu import HUPolicy
 from nnssl.plans import memory_model
 from nnssl.plans.own_configurations import keep_own_configurations
@@ -228,7 +228,7 @@ class SwinPlanner(ExperimentPlanner):
             found = plans["configurations"].get(name)
             if found is not None and data_settings(plans, found) == settings:
                 return found["data_identifier"]
-        return f"{own}_{files.fingerprint(settings)}"
+        return new_identifier(self.plans_identifier, name, settings)
 
     @cached_property
     def _earlier_plans(self) -> list[dict]:

@@ -17,6 +17,11 @@ from nnssl.plans.cautions import (
 from nnssl.plans.plans_request import PlansRequest
 from nnssl.recipe import RECIPE
 
+OF_ITS_OWN = {
+    "architecture",
+    "data_identifier",
+}  # what of a configuration is shown and preprocessed
+
 
 def describe_plans(path: Path, request: PlansRequest, before: Mapping | None = None) -> str:
     """What was written, how it differs from the plans of this name `before`, and the commands to
@@ -25,7 +30,7 @@ def describe_plans(path: Path, request: PlansRequest, before: Mapping | None = N
     plans, folder = files.read_json(path), path.parent
     fits = fitting_configurations(plans)
     entries = plans["configurations"].items()
-    named = {name: resolve(plans, name) for name, own in entries if "architecture" in own}
+    named = {name: resolve(plans, name) for name, own in entries if OF_ITS_OWN & own.keys()}
     lines = [
         str(path),
         *_about_checkpoint(plans),
