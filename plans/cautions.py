@@ -58,13 +58,20 @@ def fitting_configurations(plans: Mapping) -> list[str]:
     return [name for name in recorded if name in names]
 
 
-def _cases_without_folds(folder: Path) -> int:
-    """How many labelled cases there are, where these are too few for nnU-Net's folds; else 0."""
+def read_dataset(folder: Path) -> dict:
+    """The dataset.json of a dataset's preprocessed `folder`, or else of its raw one; empty where
+    there is none.
+    """
     raw = Path(os.environ.get(RAW, ""), folder.name)
     found = [path for path in (folder / DATASET, raw / DATASET) if path.is_file()]
-    if not found or (folder / SPLITS).is_file():
+    return files.read_json(found[0]) if found else {}
+
+
+def _cases_without_folds(folder: Path) -> int:
+    """How many labelled cases there are, where these are too few for nnU-Net's folds; else 0."""
+    if (folder / SPLITS).is_file():
         return 0
-    count = files.read_json(found[0]).get("numTraining", FOLDS)
+    count = read_dataset(folder).get("numTraining", FOLDS)
     return count if count < FOLDS else 0
 
 

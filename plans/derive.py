@@ -25,7 +25,7 @@ from nnssl.plans.own_configurations import keep_own_configurations, separate_dat
 from nnssl.plans.plan_checks import check_request, target
 from nnssl.plans.plans_request import DATASET, PRETRAINING, PlansRequest
 from nnssl.recipe import RECIPE, Recipe
-from nnssl.types import BASE, PREPROCESSED, RAW
+from nnssl.types import BASE, PREPROCESSED, RAW, Shape
 
 if TYPE_CHECKING:
     from nnssl.plans.planner import PlannedStart
@@ -241,13 +241,26 @@ def _pretrained_spacing(start: PlannedStart) -> Sequence[float]:
 
 
 def _resize(plans: dict, request: PlansRequest) -> None:
-    """To the patch and batch of the request; what inherits keeps those that it states itself."""
+    """To the patch and batch of the request; what inherits keeps those that it states itself.
+    Raises ValueError where no configuration has the patch's number of axes.
+    """
     entries = plans["configurations"].values()
-    for entry in (entry for entry in entries if "inherits_from" not in entry):
+    planned = [entry for entry in entries if "inherits_from" not in entry]
+    _require_axes(planned, request.patch)
+    for entry in planned:
         if request.patch and len(request.patch) == len(entry["patch_size"]):
             entry["patch_size"] = list(request.patch)
         if request.batch_size:
             entry["batch_size"] = request.batch_size
+
+
+def _require_axes(planned: list[dict], patch: Shape | None) -> None:
+    known = {len(entry["patch_size"]) for entry in planned}
+    if patch and len(patch) not in known:
+        raise ValueError(
+            f"--patch {' '.join(map(str, patch))} is for configurations of {len(patch)} axes, but "
+            f"those of these plans have {', '.join(map(str, sorted(known)))}"
+        )
 
 
 def _has_ours(plans: object) -> bool:

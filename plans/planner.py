@@ -19,7 +19,6 @@ from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner
 )
 from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.utilities.json_export import recursive_fix_for_json_export
-from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from nnssl import checkpoint, files
 from nnssl.data.raw_datasets import is_ct_name
@@ -39,6 +38,7 @@ from nnssl.hu import HUPolicy
 from nnssl.plans import memory_model
 from nnssl.plans.own_configurations import keep_own_configurations
 from nnssl.plans.patch import plan_batch, plan_patch
+from nnssl.plans.training_memory import labels_of
 from nnssl.recipe import RECIPE, Recipe
 from nnssl.types import BASE, NAME, Shape, Spacing
 
@@ -211,10 +211,7 @@ class SwinPlanner(ExperimentPlanner):
 
     @cached_property
     def _classes(self) -> int:
-        manager = LabelManager(
-            self.dataset_json["labels"], self.dataset_json.get("regions_class_order")
-        )
-        return manager.num_segmentation_heads
+        return labels_of(self.dataset_json).num_segmentation_heads
 
     def _data_identifier(self, plan: dict, own: str) -> str:
         """That of nnU-Net's own plans, or of those of this name, where they would preprocess the

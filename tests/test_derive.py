@@ -168,6 +168,32 @@ def test_plans_of_others_are_not_overwritten_and_ours_are(planned_dataset):
         derive(PlansRequest(DATASET, preset="tiny", base="mine"))
 
 
+def test_a_patch_of_other_axes_than_the_plans_is_refused(planned_dataset):
+    base = nnunet_plans()
+    del base["configurations"]["2d"]
+    files.write_json(planned_dataset / "nnUNetPlans.json", base)
+    with pytest.raises(ValueError, match=r"--patch 96 96 is for .* of 2 axes, but .* have 3"):
+        derive(PlansRequest(DATASET, base=BASE, preset="tiny", patch=(96, 96)))
+    assert [path.name for path in planned_dataset.iterdir()] == ["nnUNetPlans.json"]
+
+
+@pytest.mark.parametrize(("patch", "warned"), [((256, 256, 256), True), (None, False)])
+def test_only_a_patch_that_was_given_is_compared_with_the_target(
+    planned_dataset, monkeypatch, capsys, patch, warned
+):
+    """Those of other plans are of a target of their own."""
+    dataset = {"labels": {"background": 0, "organ": 1}, "numTraining": 9}
+    files.write_json(planned_dataset / "dataset.json", dataset)
+    base = nnunet_plans()
+    base["configurations"]["3d_fullres"]["patch_size"] = [256, 256, 256]
+    files.write_json(planned_dataset / "nnUNetPlans.json", base)
+    arguments = ("--patch", *patch) if patch else ()
+    assert run_plan(monkeypatch, "-d", DATASET, "-a", "smit", *arguments) == 0
+    said = capsys.readouterr().out
+    assert ("WARNING: 3d_fullres needs about 11" in said) == warned
+    assert ("GPU memory" in said) == warned
+
+
 def test_other_files_of_the_folder_are_no_plans(planned_dataset):
     files.write_json(planned_dataset / "dataset.json", {"numTraining": 5})
     with pytest.raises(ValueError, match="was not written by nnssl_plan"):

@@ -7,6 +7,7 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 from math import prod
+from pathlib import Path
 
 import pytest
 import torch
@@ -94,6 +95,36 @@ def test_more_memory_and_a_lighter_decoder_give_larger_patches(nnunet_env):
 def test_too_little_memory_says_what_helps(nnunet_env):
     with pytest.raises(ValueError, match=r"GB are not enough: .* Raise -gpu_memory_target"):
         plan(nnunet_env, "large CT", gpu_memory_target=0.5)
+
+
+def memory_warnings(path: Path, request: PlansRequest) -> list[str]:
+    lines = describe_plans(path, request).splitlines()
+    return [line for line in lines if line.startswith("WARNING") and "GPU memory" in line]
+
+
+def test_a_given_patch_beyond_the_target_is_taken_with_its_estimate(nnunet_env):
+    synthetic_dataset(nnunet_env, *KINDS["head and neck CT"][:2])
+    request = PlansRequest(NAME, preset="smit", patch=(256, 256, 256))
+    path = derive(request).path
+    (said,) = memory_warnings(path, request)
+    config = preset("smit")
+    estimate = memory_model.peak_bytes(config, "swinunetr", request.patch, 2, classes=3) / 1e9
+    assert f"3d_fullres needs about {estimate:.3g} GB" in said
+    assert "patch 256 x 256 x 256 and batch 2; the target is 8 GB" in said
+    assert memory_warnings(path, replace(request, gpu_memory_target=200.0)) == []
+    larger = replace(request, patch=None, batch_size=200)
+    two, three = memory_warnings(derive(larger).path, larger)
+    assert two.startswith("WARNING: 2d needs about")
+    assert three.startswith("WARNING: 3d_fullres needs about")
+
+
+def test_the_labels_that_a_cascade_has_as_channels_are_in_its_estimate(nnunet_env):
+    organs = {"background": 0} | {f"organ {number}": number for number in range(1, 61)}
+    shape, spacing, _ = KINDS["large CT"]
+    synthetic_dataset(nnunet_env, shape, spacing, labels=organs)
+    request = PlansRequest(NAME, preset="smit")
+    (said,) = memory_warnings(derive(request).path, request)
+    assert said.startswith("WARNING: 3d_cascade_fullres, the labels of its previous stage among")
 
 
 @pytest.mark.slow
@@ -260,6 +291,11 @@ def test_the_commands_plan_preprocess_and_say_what_to_type(nnunet_env, monkeypat
         ({"base": "nnUNetPlans", "gpu_memory_target": 24.0}, "leave out -p"),
         ({"gpu_memory_target": 0.0}, "must be positive, in GB"),
         ({"name": "nnUNetPlans"}, "would overwrite nnU-Net's own plans"),
+        ({"patch": (96,)}, r"patch must be three numbers Z Y X, or two .*, got \(96,\)"),
+        ({"patch": (8, 8, 8, 8)}, "patch must be three numbers"),
+        ({"patch": (0, 0, 0)}, "of at least 1 voxel each, got"),
+        ({"patch": (-3, 16, 16)}, "of at least 1 voxel each, got"),
+        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
         ({}, "raw dataset .* does not exist, but planning needs it"),
     ],
 )
