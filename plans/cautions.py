@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from nnssl import files
-from nnssl.finetune.architecture import BY_INTENSITIES, INFO, INTENSITIES, PLANNED
+from nnssl.finetune.architecture import BY_INTENSITIES, INFO, PLANNED, intensities_of
 from nnssl.types import RAW
 
 FOLDS = 5  # nnU-Net's own
@@ -58,13 +58,20 @@ def fitting_configurations(plans: Mapping) -> list[str]:
     return [name for name in recorded if name in names]
 
 
-def _cases_without_folds(folder: Path) -> int:
-    """How many labelled cases there are, where these are too few for nnU-Net's folds; else 0."""
+def read_dataset(folder: Path) -> dict:
+    """The dataset.json of a dataset's preprocessed `folder`, or else of its raw one; empty where
+    there is none.
+    """
     raw = Path(os.environ.get(RAW, ""), folder.name)
     found = [path for path in (folder / DATASET, raw / DATASET) if path.is_file()]
-    if not found or (folder / SPLITS).is_file():
+    return files.read_json(found[0]) if found else {}
+
+
+def _cases_without_folds(folder: Path) -> int:
+    """How many labelled cases there are, where these are too few for nnU-Net's folds; else 0."""
+    if (folder / SPLITS).is_file():
         return 0
-    count = files.read_json(found[0]).get("numTraining", FOLDS)
+    count = read_dataset(folder).get("numTraining", FOLDS)
     return count if count < FOLDS else 0
 
 
@@ -83,7 +90,7 @@ def _too_few_cases(folder: Path, plans: Mapping) -> list[Caution]:
 
 
 def _values_that_are_no_hu(folder: Path, plans: Mapping) -> list[Caution]:
-    properties = plans.get(INTENSITIES, {})
+    properties = intensities_of(plans)
     remedy = f"nnUNetv2_plan_and_preprocess -d {folder.name} --clean"
     return [
         Caution(_says_no_hu(channel, properties[channel], what), remedy)

@@ -19,13 +19,13 @@ from nnssl import files
 from nnssl.data.raw_datasets import chosen_channels, is_ct_name
 from nnssl.encoder.presets import preset
 from nnssl.finetune import checkpoint_choice
-from nnssl.finetune.architecture import INFO, PLANNED, architecture, is_ct, is_ours
+from nnssl.finetune.architecture import INFO, PLANNED, architecture, are_plans, is_ct, is_ours
 from nnssl.finetune.plans_file import resolve
-from nnssl.plans.own_configurations import keep_own_configurations
+from nnssl.plans.own_configurations import keep_own_configurations, separate_data
 from nnssl.plans.plan_checks import check_request, target
 from nnssl.plans.plans_request import DATASET, PRETRAINING, PlansRequest
 from nnssl.recipe import RECIPE, Recipe
-from nnssl.types import BASE, PREPROCESSED, RAW
+from nnssl.types import BASE, PREPROCESSED, RAW, Shape
 
 if TYPE_CHECKING:
     from nnssl.plans.planner import PlannedStart
@@ -54,6 +54,7 @@ def derive(request: PlansRequest) -> Derived:
     request = replace(request, decoder=request.decoder or start.decoder)
     plans = base or _plans_from_planner(request, folder, start)
     _complete(plans, before, request, start, recipe)
+    separate_data(plans, folder)
     files.write_json(path, plans)
     return Derived(path, before)
 
@@ -177,6 +178,8 @@ def _base_plans(folder: Path, request: PlansRequest) -> dict:
     path = files.inside(folder, f"{request.base}.json")
     _require_plans(path, request.dataset)
     plans = files.read_json(path)
+    if not are_plans(plans):
+        raise ValueError(f"{path} holds no plans; derive new plans from nnU-Net's own: -p {BASE}")
     if _has_ours(plans):
         raise ValueError(
             f"{path} was written by nnssl_plan; derive new plans from nnU-Net's own: -p {BASE}"
@@ -203,7 +206,7 @@ def _require_raw(dataset: str | int, name: str) -> None:
 
 
 def _plans_from_planner(request: PlansRequest, folder: Path, start: PlannedStart) -> dict:
-    """Plans by our planner, which are not written yet."""
+    """Plans by our planner, not written: what follows may refuse them."""
     _fingerprint(request, folder)  # raises where there is no dataset to take it of
     from nnssl.plans.planner import SwinPlanner
 
@@ -217,6 +220,7 @@ def _plans_from_planner(request: PlansRequest, folder: Path, start: PlannedStart
             start=start,
             decoder=request.decoder,
             patch=request.patch,
+            writes=False,
         ).plan_experiment()
 
 
@@ -237,14 +241,27 @@ def _pretrained_spacing(start: PlannedStart) -> Sequence[float]:
 
 
 def _resize(plans: dict, request: PlansRequest) -> None:
-    """To the patch and batch of the request; what inherits keeps those that it states itself."""
+    """To the patch and batch of the request; what inherits keeps those that it states itself.
+    Raises ValueError where no configuration has the patch's number of axes.
+    """
     entries = plans["configurations"].values()
-    for entry in (entry for entry in entries if "inherits_from" not in entry):
+    planned = [entry for entry in entries if "inherits_from" not in entry]
+    _require_axes(planned, request.patch)
+    for entry in planned:
         if request.patch and len(request.patch) == len(entry["patch_size"]):
             entry["patch_size"] = list(request.patch)
         if request.batch_size:
             entry["batch_size"] = request.batch_size
 
 
-def _has_ours(plans: dict) -> bool:
-    return any(is_ours(configuration) for configuration in plans["configurations"].values())
+def _require_axes(planned: list[dict], patch: Shape | None) -> None:
+    known = {len(entry["patch_size"]) for entry in planned}
+    if patch and len(patch) not in known:
+        raise ValueError(
+            f"--patch {' '.join(map(str, patch))} is for configurations of {len(patch)} axes, but "
+            f"those of these plans have {', '.join(map(str, sorted(known)))}"
+        )
+
+
+def _has_ours(plans: object) -> bool:
+    return are_plans(plans) and any(map(is_ours, plans["configurations"].values()))

@@ -16,7 +16,7 @@ import torch
 
 from nnssl.encoder.config import STEPS, SwinConfig
 from nnssl.encoder.windows import window_and_shift
-from nnssl.network.decoders import OUTPUTS, full_options
+from nnssl.network.decoders import DECODERS, OUTPUTS, full_options
 from nnssl.network.swin_unetr import SwinUNETR
 from nnssl.shapes import ceil_div, round_up
 from nnssl.types import Shape
@@ -126,9 +126,9 @@ def _encoder_terms(config: SwinConfig, grids: list[Shape]) -> dict[str, float]:
 
 
 def decoder_widths(config: SwinConfig, decoder: str) -> tuple[int, ...]:
-    """Channels of the decoder's maps, finest first."""
-    first = {"swinunetr": config.embed_dim, "light": 16, "nnunet": 32}[decoder]
-    return (first, *(config.embed_dim * 2**i for i in range(4)))
+    """Channels of the decoder's maps at strides 1 to 16."""
+    channels = tuple(config.embed_dim * 2**number for number in range(STEPS))
+    return DECODERS[decoder].default_widths(channels)[:STEPS]
 
 
 @lru_cache(maxsize=256)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from nnssl import options
 from nnssl.network.decoders import full_options
 from nnssl.plans.plans_request import DATASET, MEMORY, PRETRAINING, PlansRequest
 from nnssl.types import BASE
@@ -20,6 +21,7 @@ def check_request(request: PlansRequest) -> None:
             f"-gpu_memory_target must be positive, in GB, got {request.gpu_memory_target:g}"
         )
     _check_target_spacing(request)
+    options.require(request)
 
 
 def _check_base(request: PlansRequest) -> None:

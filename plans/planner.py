@@ -19,7 +19,6 @@ from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner
 )
 from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.utilities.json_export import recursive_fix_for_json_export
-from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from nnssl import checkpoint, files
 from nnssl.data.raw_datasets import is_ct_name
@@ -34,10 +33,12 @@ from nnssl.finetune.architecture import (
     encoder_for,
     permute_axes,
 )
-from nnssl.finetune.plans_data import data_settings
+from nnssl.finetune.plans_data import data_settings, new_identifier
 from nnssl.hu import HUPolicy
 from nnssl.plans import memory_model
+from nnssl.plans.own_configurations import keep_own_configurations
 from nnssl.plans.patch import plan_batch, plan_patch
+from nnssl.plans.training_memory import labels_of
 from nnssl.recipe import RECIPE, Recipe
 from nnssl.types import BASE, NAME, Shape, Spacing
 
@@ -78,7 +79,9 @@ class PlannedStart:
 class SwinPlanner(ExperimentPlanner):
     """Plans named `plans_name`; `start` None takes the checkpoint that the trainers would find.
 
-    patch: instead of the planned one, in the configurations of as many axes.
+    patch:  instead of the planned one, in the configurations of as many axes.
+    writes: whether `plan_experiment` writes the plans, as nnU-Net's commands expect; or only
+            returns them, for `nnssl_plan`, which may still refuse what they lead to.
     """
 
     def __init__(
@@ -92,6 +95,7 @@ class SwinPlanner(ExperimentPlanner):
         start: PlannedStart | None = None,
         decoder: str | None = None,
         patch: Shape | None = None,
+        writes: bool = True,
     ) -> None:
         super().__init__(
             dataset_name_or_id,
@@ -104,6 +108,7 @@ class SwinPlanner(ExperimentPlanner):
         is_ct = any(map(is_ct_name, self._channels.values()))
         self.start, self.patch = start or PlannedStart.of(is_ct=is_ct), patch
         self.decoder = decoder or self.start.decoder
+        self.writes = writes
 
     @staticmethod
     def static_estimate_VRAM_usage(  # noqa: N802 nnU-Net's name
@@ -145,11 +150,16 @@ class SwinPlanner(ExperimentPlanner):
         return plan_patch(spacing, image, self._peak(plan), self._grain(plan), self._gb)
 
     def save_plans(self, plans: dict) -> None:
+        """Complete `plans`, in place, and write them where the planner `writes`. As nnU-Net's own,
+        it keeps a user's configurations. Raises ValueError where one is based on a configuration
+        that is no longer planned.
+        """
         plans |= self._about_all()
         recursive_fix_for_json_export(plans)
-        files.write_json(
-            Path(nnUNet_preprocessed, self.dataset_name, f"{self.plans_identifier}.json"), plans
-        )
+        if self.writes:
+            path = self._path_of(self.plans_identifier)
+            keep_own_configurations(plans, files.read_json(path) if path.is_file() else {})
+            files.write_json(path, plans)
 
     @property
     def _gb(self) -> float:
@@ -201,10 +211,7 @@ class SwinPlanner(ExperimentPlanner):
 
     @cached_property
     def _classes(self) -> int:
-        manager = LabelManager(
-            self.dataset_json["labels"], self.dataset_json.get("regions_class_order")
-        )
-        return manager.num_segmentation_heads
+        return labels_of(self.dataset_json).num_segmentation_heads
 
     def _data_identifier(self, plan: dict, own: str) -> str:
         """That of nnU-Net's own plans, or of those of this name, where they would preprocess the
@@ -218,11 +225,13 @@ class SwinPlanner(ExperimentPlanner):
             found = plans["configurations"].get(name)
             if found is not None and data_settings(plans, found) == settings:
                 return found["data_identifier"]
-        return f"{own}_{files.fingerprint(settings)}"
+        return new_identifier(self.plans_identifier, name, settings)
 
     @cached_property
     def _earlier_plans(self) -> list[dict]:
         """Those that may have such data already; nnU-Net tries many spacings for 3d_lowres."""
-        folder = Path(nnUNet_preprocessed, self.dataset_name)
-        paths = [folder / f"{name}.json" for name in (BASE, self.plans_identifier)]
+        paths = map(self._path_of, (BASE, self.plans_identifier))
         return [files.read_json(path) for path in paths if path.is_file()]
+
+    def _path_of(self, plans_name: str) -> Path:
+        return Path(nnUNet_preprocessed, self.dataset_name, f"{plans_name}.json")

@@ -12,10 +12,17 @@ from nnssl.plans.cautions import (
     cautions,
     fitting_configurations,
     fold_to_train,
+    read_dataset,
     training_command,
 )
+from nnssl.plans.plan_checks import target
 from nnssl.plans.plans_request import PlansRequest
 from nnssl.recipe import RECIPE
+
+OF_ITS_OWN = {
+    "architecture",
+    "data_identifier",
+}  # what of a configuration is shown and preprocessed
 
 
 def describe_plans(path: Path, request: PlansRequest, before: Mapping | None = None) -> str:
@@ -25,7 +32,7 @@ def describe_plans(path: Path, request: PlansRequest, before: Mapping | None = N
     plans, folder = files.read_json(path), path.parent
     fits = fitting_configurations(plans)
     entries = plans["configurations"].items()
-    named = {name: resolve(plans, name) for name, own in entries if "architecture" in own}
+    named = {name: resolve(plans, name) for name, own in entries if OF_ITS_OWN & own.keys()}
     lines = [
         str(path),
         *_about_checkpoint(plans),
@@ -34,6 +41,7 @@ def describe_plans(path: Path, request: PlansRequest, before: Mapping | None = N
         *(_changes(before, plans) if before else ()),
         *_preprocessing_lines(named, folder, request),
         *_warnings(folder, plans),
+        *_memory_warnings(plans, read_dataset(folder), request),
         f"Train with: {training_command(plans, request.dataset, fold_to_train(folder))}",
     ]
     return "\n".join(lines)
@@ -70,6 +78,33 @@ def _or_default(value: object) -> str:
 def _warnings(folder: Path, plans: dict) -> list[str]:
     found = cautions(folder, plans)
     return [f"WARNING: {caution.says}:\n  {caution.remedy}" for caution in found]
+
+
+def _memory_warnings(plans: dict, dataset: Mapping, request: PlansRequest) -> list[str]:
+    """Where the target is exceeded: by a patch or batch that was given, or by the labels that a
+    cascade has as channels. None for what other plans of nnU-Net's chose, by a target of theirs.
+    """
+    is_checked = not request.base or request.patch or request.batch_size
+    if not (is_checked and "labels" in dataset):
+        return []
+    from nnssl.plans.training_memory import estimated_bytes  # brings nnU-Net
+
+    found = {name: estimated_bytes(plans, name, dataset) / 1e9 for name in plans["configurations"]}
+    return [
+        _says_memory(plans, name, gigabytes, target(request))
+        for name, gigabytes in found.items()
+        if gigabytes > target(request)
+    ]
+
+
+def _says_memory(plans: dict, name: str, gigabytes: float, wanted: float) -> str:
+    entry = resolve(plans, name)
+    labels = ", the labels of its previous stage among its channels," * ("previous_stage" in entry)
+    return (
+        f"WARNING: {name}{labels} needs about {gigabytes:.3g} GB of GPU memory with patch "
+        f"{_by(entry['patch_size'])} and batch {entry['batch_size']}; the target is {wanted:g} GB:"
+        "\n  give a smaller --patch or --batch-size, or train on a larger GPU"
+    )
 
 
 def _preprocessing_lines(configurations: dict, folder: Path, request: PlansRequest) -> list[str]:

@@ -21,14 +21,43 @@ def configuration(patch: list[int], schemes: tuple[str, ...] = ("CTNormalization
     }
 
 
+PER_CHANNEL = "foreground_intensity_properties_per_channel"
+
+
+EARLY_NETWORK = {
+    "UNet_class_name": "PlainConvUNet",
+    "UNet_base_num_features": 32,
+    "unet_max_num_features": 320,
+    "n_conv_per_stage_encoder": [2, 2],
+    "n_conv_per_stage_decoder": [2],
+    "num_pool_per_axis": [1, 1, 1],
+    "pool_op_kernel_sizes": [[1, 1, 1], [2, 2, 2]],
+    "conv_kernel_sizes": [[3, 3, 3], [3, 3, 3]],
+}
+
+
+def early(plans: dict) -> dict:
+    """`plans` as early nnU-Net v2 wrote them: the intensities have another name, and configurations
+    describe a U-Net in place of `architecture`.
+    """
+    others = {key: value for key, value in plans.items() if key != PER_CHANNEL}
+    configurations = {
+        name: {key: value for key, value in entry.items() if key != "architecture"}
+        | (EARLY_NETWORK if "architecture" in entry else {})
+        for name, entry in plans["configurations"].items()
+    }
+    return others | {
+        "foreground_intensity_properties_by_modality": plans[PER_CHANNEL],
+        "configurations": configurations,
+    }
+
+
 def nnunet_plans(schemes: tuple[str, ...] = ("CTNormalization",)) -> dict:
     """The part of nnU-Net's plans that matters here, with the two cascaded configurations."""
     return {
         "dataset_name": DATASET,
         "plans_name": "nnUNetPlans",
-        "foreground_intensity_properties_per_channel": {
-            str(c): {"mean": 90.0, "std": 140.0} for c in range(2)
-        },
+        PER_CHANNEL: {str(c): {"mean": 90.0, "std": 140.0} for c in range(2)},
         "configurations": {
             "2d": configuration([48, 40], schemes),
             "3d_lowres": configuration([24, 32, 32], schemes),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from synthetic_plans import DATASET, nnunet_plans
+from synthetic_plans import DATASET, early, nnunet_plans
 
 from nnssl import files
 from nnssl.plans.cautions import cautions, fold_to_train, training_command
@@ -112,6 +112,11 @@ def test_a_ct_without_hounsfield_units(folder, values):
     assert f"channel 0 calls itself CT, but its labelled voxels are from {values['min']:g}" in says
     assert remedy.startswith(f"nnUNetv2_plan_and_preprocess -d {DATASET}")
     assert cautions(folder, plans(values, "ZScoreNormalization")) == []
+
+
+def test_the_intensities_of_early_plans_are_read(folder):
+    scaled = plans(HU | {"min": 0.0, "max": 1.0, "percentile_00_5": 0.0, "percentile_99_5": 1.0})
+    assert cautions(folder, early(scaled)) == cautions(folder, scaled) != []
 
 
 def test_plans_without_the_extremes_pass(folder):

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from micro import ENCODER
 from synthetic_checkpoints import pretrained
-from synthetic_plans import DATASET, nnunet_plans
+from synthetic_plans import DATASET, early, nnunet_plans
 
 from nnssl import cli, files, finetune
 from nnssl.encoder.presets import preset
@@ -168,6 +168,40 @@ def test_plans_of_others_are_not_overwritten_and_ours_are(planned_dataset):
         derive(PlansRequest(DATASET, preset="tiny", base="mine"))
 
 
+def test_a_patch_of_other_axes_than_the_plans_is_refused(planned_dataset):
+    base = nnunet_plans()
+    del base["configurations"]["2d"]
+    files.write_json(planned_dataset / "nnUNetPlans.json", base)
+    with pytest.raises(ValueError, match=r"--patch 96 96 is for .* of 2 axes, but .* have 3"):
+        derive(PlansRequest(DATASET, base=BASE, preset="tiny", patch=(96, 96)))
+    assert [path.name for path in planned_dataset.iterdir()] == ["nnUNetPlans.json"]
+
+
+@pytest.mark.parametrize(("patch", "warned"), [((256, 256, 256), True), (None, False)])
+def test_only_a_patch_that_was_given_is_compared_with_the_target(
+    planned_dataset, monkeypatch, capsys, patch, warned
+):
+    """Those of other plans are of a target of their own."""
+    dataset = {"labels": {"background": 0, "organ": 1}, "numTraining": 9}
+    files.write_json(planned_dataset / "dataset.json", dataset)
+    base = nnunet_plans()
+    base["configurations"]["3d_fullres"]["patch_size"] = [256, 256, 256]
+    files.write_json(planned_dataset / "nnUNetPlans.json", base)
+    arguments = ("--patch", *patch) if patch else ()
+    assert run_plan(monkeypatch, "-d", DATASET, "-a", "smit", *arguments) == 0
+    said = capsys.readouterr().out
+    assert ("WARNING: 3d_fullres needs about 11" in said) == warned
+    assert ("GPU memory" in said) == warned
+
+
+def test_other_files_of_the_folder_are_no_plans(planned_dataset):
+    files.write_json(planned_dataset / "dataset.json", {"numTraining": 5})
+    with pytest.raises(ValueError, match="was not written by nnssl_plan"):
+        derive(PlansRequest(DATASET, base=BASE, preset="tiny", name="dataset"))
+    with pytest.raises(ValueError, match=r"dataset.json holds no plans; .* -p nnUNetPlans"):
+        derive(PlansRequest(DATASET, base="dataset", preset="tiny"))
+
+
 def test_configurations_that_inherit_have_a_network_of_their_own_spacing(
     planned_dataset, monkeypatch, capsys
 ):
@@ -194,6 +228,70 @@ def test_configurations_that_inherit_have_a_network_of_their_own_spacing(
     assert [each["batch_size"] for each in resolved] == [3, 3, 3, 7]
     halved, same, thin, more = (steps_of(each) for each in resolved)
     assert halved == same == more != thin
+
+
+def test_a_configuration_of_other_data_has_a_name_of_its_own_for_them(
+    planned_dataset, monkeypatch, capsys
+):
+    """The printed line would otherwise preprocess it into the folder of 3d_fullres."""
+    base = nnunet_plans()
+    base["configurations"] |= {
+        "thicker": {"inherits_from": "thick", "batch_size": 7},
+        "thick": {"inherits_from": "3d_fullres", "spacing": [6.0, 1.0, 1.0]},
+        "nearest": {"inherits_from": "3d_fullres", "resampling_fn_data": "by_hand"},
+        "copied": base["configurations"]["3d_fullres"] | {"spacing": [1.5, 3.0, 3.0]},
+    }
+    files.write_json(planned_dataset / "nnUNetPlans.json", base)
+    assert run_plan(monkeypatch, "-d", DATASET, "-a", "tiny") == 0
+    said = capsys.readouterr().out
+    assert "-c 2d 3d_lowres 3d_fullres thick nearest copied\n" in said
+    path = planned_dataset / "nnUNetSwinPlans.json"
+    plans = files.read_json(path)
+    names = ("3d_fullres", "more", "thick", "nearest", "copied")
+    plans["configurations"]["more"] = {"inherits_from": "3d_fullres", "batch_size": 7}
+    data = {name: finetune.resolve(plans, name)["data_identifier"] for name in names}
+    assert data["3d_fullres"] == data["more"] == "nnUNetPlans_3d"
+    for name in ("thick", "nearest", "copied"):
+        assert data[name].startswith(f"nnUNetSwinPlans_{name}_")
+    thicker = finetune.resolve(plans, "thicker")
+    assert (thicker["data_identifier"], thicker["spacing"]) == (data["thick"], [6.0, 1.0, 1.0])
+    for name in plans["configurations"]:
+        finetune.require_same_data(planned_dataset, plans, name)
+
+
+def test_data_of_its_own_change_their_name_with_the_settings(planned_dataset):
+    request = PlansRequest(DATASET, base=BASE, preset="tiny", name="mine")
+    path = derive(request).path
+    plans, made = files.read_json(path), []
+    for spacing in ([6.0, 1.0, 1.0], [6.0, 1.0, 1.0], [8.0, 1.0, 1.0], [1.5, 1.0, 1.0]):
+        thick = plans["configurations"].setdefault("thick", {"inherits_from": "3d_fullres"})
+        thick["spacing"] = spacing
+        files.write_json(path, plans)
+        plans = files.read_json(derive(request).path)
+        made.append(plans["configurations"]["thick"]["data_identifier"])
+    assert made[0] == made[1]
+    assert len(set(made)) == 3
+    chosen = {
+        "inherits_from": "3d_fullres",
+        "spacing": [6, 1, 1],
+        "data_identifier": "mine_thick_v2",
+    }
+    files.write_json(path, plans | {"configurations": plans["configurations"] | {"thick": chosen}})
+    again = files.read_json(derive(request).path)
+    assert again["configurations"]["thick"]["data_identifier"] == "mine_thick_v2"
+
+
+@pytest.mark.filterwarnings("ignore:Detected old nnU-Net plans format")
+def test_plans_of_early_nnunet_give_the_same_network(planned_dataset, monkeypatch):
+    """They call the intensities by another name, and describe a network of nnU-Net otherwise."""
+    assert run_plan(monkeypatch, "-d", DATASET, "-c", "parcels_tiny", "--name", "now") == 0
+    files.write_json(planned_dataset / "nnUNetPlans.json", early(nnunet_plans()))
+    assert run_plan(monkeypatch, "-d", DATASET, "-c", "parcels_tiny", "--name", "then") == 0
+    now, then = (files.read_json(planned_dataset / f"{name}.json") for name in ("now", "then"))
+    for name in now["configurations"]:
+        wanted, found = (finetune.resolve(plans, name)["architecture"] for plans in (now, then))
+        assert found == wanted
+        assert wanted["arch_kwargs"]["intensity"]
 
 
 def test_plans_made_again_keep_added_configurations_and_say_what_changed(

@@ -261,6 +261,8 @@ def test_a_file_that_exhausts_the_memory_or_runs_something_is_not_read(tmp_path,
         ({}, {"lr": "fast"}, "argument --lr: invalid float value: 'fast'"),
         ({}, {"decoder": "heavy"}, "unknown decoder 'heavy'; known: "),
         ({}, {"epochs": 2.5}, "argument --epochs: invalid int value"),
+        ({}, {"patch": [96]}, "patch must be three numbers"),
+        ({}, {"batch_size": 0}, "batch_size must be at least 1"),
     ],
 )
 def test_what_a_command_would_refuse_is_refused_before_anything_runs(

@@ -117,6 +117,23 @@ def test_the_estimate_is_within_15_percent_of_the_measurement(decoder, name, pat
     assert bench.estimated(case) == pytest.approx(bench.measured(case), rel=memory_model.TOLERANCE)
 
 
+@pytest.mark.parametrize("name", ["tiny", "smit"])
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_the_estimate_counts_the_channels_that_the_decoders_have(decoder, name):
+    """Each cuts the widths of large encoders otherwise."""
+    config, widths = preset(name), {}
+    network, _ = bench.network_and_moments(MemoryCase(config, decoder, (32, 32, 32)), "meta")
+    levels = {"swinunetr": "ups", "light": "lifts", "nnunet": "stages"}[decoder]
+    for level in getattr(network.decoder, levels):
+        level.register_forward_hook(
+            lambda _module, _inputs, x: widths.update({32 // x.shape[-1]: x.shape[1]})
+        )
+    network(torch.zeros(1, 1, 32, 32, 32, device="meta"))
+    assert tuple(widths[2**level] for level in range(5)) == memory_model.decoder_widths(
+        config, decoder
+    )
+
+
 def test_the_bench_prints_a_row_a_case(monkeypatch, capsys):
     case = MemoryCase(preset("tiny"), "light", (32, 32, 32))
     monkeypatch.setattr(bench, "grid", lambda: [case])

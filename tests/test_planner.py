@@ -7,6 +7,7 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 from math import prod
+from pathlib import Path
 
 import pytest
 import torch
@@ -96,6 +97,36 @@ def test_too_little_memory_says_what_helps(nnunet_env):
         plan(nnunet_env, "large CT", gpu_memory_target=0.5)
 
 
+def memory_warnings(path: Path, request: PlansRequest) -> list[str]:
+    lines = describe_plans(path, request).splitlines()
+    return [line for line in lines if line.startswith("WARNING") and "GPU memory" in line]
+
+
+def test_a_given_patch_beyond_the_target_is_taken_with_its_estimate(nnunet_env):
+    synthetic_dataset(nnunet_env, *KINDS["head and neck CT"][:2])
+    request = PlansRequest(NAME, preset="smit", patch=(256, 256, 256))
+    path = derive(request).path
+    (said,) = memory_warnings(path, request)
+    config = preset("smit")
+    estimate = memory_model.peak_bytes(config, "swinunetr", request.patch, 2, classes=3) / 1e9
+    assert f"3d_fullres needs about {estimate:.3g} GB" in said
+    assert "patch 256 x 256 x 256 and batch 2; the target is 8 GB" in said
+    assert memory_warnings(path, replace(request, gpu_memory_target=200.0)) == []
+    larger = replace(request, patch=None, batch_size=200)
+    two, three = memory_warnings(derive(larger).path, larger)
+    assert two.startswith("WARNING: 2d needs about")
+    assert three.startswith("WARNING: 3d_fullres needs about")
+
+
+def test_the_labels_that_a_cascade_has_as_channels_are_in_its_estimate(nnunet_env):
+    organs = {"background": 0} | {f"organ {number}": number for number in range(1, 61)}
+    shape, spacing, _ = KINDS["large CT"]
+    synthetic_dataset(nnunet_env, shape, spacing, labels=organs)
+    request = PlansRequest(NAME, preset="smit")
+    (said,) = memory_warnings(derive(request).path, request)
+    assert said.startswith("WARNING: 3d_cascade_fullres, the labels of its previous stage among")
+
+
 @pytest.mark.slow
 def test_data_are_shared_with_nnunets_plans_only_where_both_would_preprocess_the_same(
     nnunet_env, tmp_path
@@ -173,10 +204,31 @@ def test_the_planner_is_nnunets_own_and_works_through_its_interface(
     configuration = plans["configurations"]["3d_fullres"]
     assert configuration["normalization_schemes"] == ["CTNormalization", "ZScoreNormalization"]
     entry = configuration["architecture"]
+    path = nnunet_env["nnUNet_preprocessed"] / NAME / "nnUNetSwinPlans.json"
+    files.write_json(path, with_own_configuration(plans, based_on="3d_fullres"))
+    plan_experiment_dataset(ID, SwinPlanner, gpu_memory_target_in_gb=2)
+    assert files.read_json(path)["configurations"]["mine"]["batch_size"] == 3
     network = get_network_from_plans(
         entry["network_class_name"], entry["arch_kwargs"], [], 2, 3, deep_supervision=False
     )
     assert network(torch.zeros(1, 2, *configuration["patch_size"])).shape[1] == 3
+
+
+def with_own_configuration(plans: dict, based_on: str) -> dict:
+    """`plans`, to which a user has added `mine`."""
+    mine = {"inherits_from": based_on, "batch_size": 3}
+    return plans | {"configurations": plans["configurations"] | {"mine": mine}}
+
+
+def test_plans_that_cannot_be_made_again_stay_as_they_were(nnunet_env):
+    options = {"preset": "tiny", "name": "own", "recipe": {"epochs": 7, "lr": 1e-3}}
+    made = plan(nnunet_env, "tiny MRI", **options)
+    path = nnunet_env["nnUNet_preprocessed"] / NAME / "own.json"
+    added = with_own_configuration(made, based_on="3d_lowres")  # which is not planned for these
+    files.write_json(path, added)
+    with pytest.raises(ValueError, match="mine, added by hand, which is based on 3d_lowres"):
+        plan(nnunet_env, "tiny MRI", **options)
+    assert files.read_json(path) == added
 
 
 @pytest.mark.slow
@@ -239,6 +291,11 @@ def test_the_commands_plan_preprocess_and_say_what_to_type(nnunet_env, monkeypat
         ({"base": "nnUNetPlans", "gpu_memory_target": 24.0}, "leave out -p"),
         ({"gpu_memory_target": 0.0}, "must be positive, in GB"),
         ({"name": "nnUNetPlans"}, "would overwrite nnU-Net's own plans"),
+        ({"patch": (96,)}, r"patch must be three numbers Z Y X, or two .*, got \(96,\)"),
+        ({"patch": (8, 8, 8, 8)}, "patch must be three numbers"),
+        ({"patch": (0, 0, 0)}, "of at least 1 voxel each, got"),
+        ({"patch": (-3, 16, 16)}, "of at least 1 voxel each, got"),
+        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
         ({}, "raw dataset .* does not exist, but planning needs it"),
     ],
 )

@@ -10,7 +10,7 @@ import nnssl
 from nnssl import files
 from nnssl.export.formats import INPUT, OUTPUT
 from nnssl.export.trained import Trained
-from nnssl.finetune.architecture import BY_INTENSITIES, INFO, INTENSITIES
+from nnssl.finetune.architecture import BY_INTENSITIES, INFO, intensities_of
 
 if TYPE_CHECKING:
     from nnunetv2.utilities.label_handling.label_handling import LabelManager
@@ -100,7 +100,7 @@ def _channel_name(dataset: dict, number: int) -> str | None:
 
 def _ct(model: Trained, number: int) -> dict:
     """The numbers of nnU-Net's CTNormalization of a channel."""
-    statistics = model.plans.plans[INTENSITIES][str(number)]
+    statistics = intensities_of(model.plans.plans)[str(number)]
     ends = [statistics.get("percentile_00_5"), statistics.get("percentile_99_5")]
     return {"clip": ends, "subtract": statistics["mean"], "divide_by": statistics["std"]}
 

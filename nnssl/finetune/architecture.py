@@ -9,7 +9,7 @@ takes its default. `nnssl_plan` tells how the plans were made, and nothing depen
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import TypeGuard
 
@@ -21,6 +21,7 @@ from nnssl.types import NETWORK_CLASS, Shape
 
 INFO, PLANNED = "pretrain_info", "nnssl_plan"
 INTENSITIES = "foreground_intensity_properties_per_channel"
+EARLY_INTENSITIES = "foreground_intensity_properties_by_modality"  # as early nnU-Net v2 called them
 BY_INTENSITIES = "CTNormalization"  # the scheme that normalises by the dataset's intensities
 DECODER = "swinunetr"  # where none is named and none was pretrained
 
@@ -59,8 +60,7 @@ def _axes_argument(axes: list[int]) -> dict[str, list[int]]:
 
 
 def _intensity(plans: dict, resolved: dict, hu: HUPolicy | None) -> dict | None:
-    properties = plans.get(INTENSITIES, {})
-    return intensity_map(resolved["normalization_schemes"], properties, hu)
+    return intensity_map(resolved["normalization_schemes"], intensities_of(plans), hu)
 
 
 def _image_skip(plans: dict, decoder: dict) -> str:
@@ -116,6 +116,13 @@ def permute_axes(steps: tuple[Shape, ...], axes: Iterable[int]) -> tuple[Shape, 
     return tuple(tuple(step[axis] for axis in axes) for step in steps)
 
 
+def intensities_of(plans: Mapping) -> dict:
+    """The intensities of the labelled voxels by channel, {"0": {"mean": ..., "std": ...}}, under
+    either name that nnU-Net reads; empty where the plans hold none.
+    """
+    return plans.get(INTENSITIES) or plans.get(EARLY_INTENSITIES, {})
+
+
 def are_plans(content: object) -> TypeGuard[dict]:
     """Whether the content of a JSON file is that of plans; a dataset's folder holds others too."""
     entries = content.get("configurations") if isinstance(content, dict) else None
@@ -138,7 +145,7 @@ def intensity_map(schemes: list[str], properties: dict, hu: HUPolicy | None) -> 
     saw.
 
     schemes:    a configuration's `normalization_schemes`, one per channel.
-    properties: the plans' `foreground_intensity_properties_per_channel`.
+    properties: `intensities_of` the plans.
     hu:         the pretraining's policy; None where there was none.
     Channels with a scheme other than CTNormalization pass unchanged. None: nothing to do.
     """

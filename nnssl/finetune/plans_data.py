@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
 from nnssl import files
-from nnssl.finetune.architecture import BY_INTENSITIES, INTENSITIES, are_plans
+from nnssl.finetune.architecture import BY_INTENSITIES, are_plans, intensities_of
 from nnssl.finetune.plans_file import resolve
 from nnssl.recipe import RECIPE
 
@@ -71,24 +72,61 @@ def _says_other_data(plans_name: str, name: str, changed: list[str]) -> str:
 
 def _intensities_used(plans: Mapping, configuration: Mapping) -> dict:
     """The intensities of the channels that are normalised by them."""
-    known = plans.get(INTENSITIES, {})
+    known = intensities_of(plans)
     schemes = enumerate(configuration["normalization_schemes"])
     used = [str(channel) for channel, scheme in schemes if scheme == BY_INTENSITIES]
     return {channel: known.get(channel) for channel in used}
 
 
+def new_identifier(plans_name: str, name: str, settings: Mapping) -> str:
+    """Of the data of configuration `name` alone. It changes with their `data_settings`: plans may
+    be made again under the same name.
+    """
+    return f"{plans_name}_{name}_{files.fingerprint(settings)}"
+
+
+def is_new_identifier(identifier: str, plans_name: str, name: str) -> bool:
+    """Whether `new_identifier` made it for this configuration, of these settings or of others."""
+    start = re.escape(f"{plans_name}_{name}_")
+    return re.fullmatch(f"{start}[0-9a-f]{{12}}", identifier) is not None
+
+
 def require_same_data(folder: Path, plans: dict, name: str) -> None:
-    """Raises ChangedPlansError where configuration `name` uses data of nnU-Net's own plans, none of
-    which would preprocess as it says: they were made again since, and perhaps the data too.
+    """Raises ChangedPlansError where the data of configuration `name` are not, or may not be, those
+    that it says: another configuration of these plans, or nnU-Net's own plans, preprocess
+    otherwise under the same `data_identifier`.
 
     folder: of the dataset's plans and data.
     """
     own = resolve(plans, name)
-    wanted, known = data_settings(plans, own), _known_data(folder, own["data_identifier"])
+    wanted, identifier = data_settings(plans, own), own["data_identifier"]
+    _require_own_data(plans, name, wanted, identifier)
+    known = _known_data(folder, identifier)
     if known and wanted not in known.values():
         owner, now = next(iter(known.items()))
         changed = [key for key in wanted if wanted[key] != now[key]]
         raise ChangedPlansError(_says_changed(folder, plans["plans_name"], owner, changed))
+
+
+def _require_own_data(plans: dict, name: str, wanted: Mapping, identifier: str) -> None:
+    """Raises ChangedPlansError where the data belong to another configuration of these plans."""
+    theirs = _settings_of_data(plans, identifier) or wanted
+    if changed := [key for key in wanted if wanted[key] != theirs[key]]:
+        owner, plans_name = _owner_of_data(plans, identifier), plans["plans_name"]
+        raise ChangedPlansError(
+            f"{name} and {owner} of plans {plans_name} are of different data "
+            f"({', '.join(changed)}), but under one data_identifier, {identifier}: to preprocess "
+            "one overwrites the data of the other. Give data of its own to the first: "
+            f'"data_identifier": "{new_identifier(plans_name, name, wanted)}" in its entry; the '
+            f"same nnssl_plan does so for plans that it made. Then preprocess {name}, and {owner} "
+            f"once more if {name} was preprocessed before"
+        )
+
+
+def _owner_of_data(plans: Mapping, identifier: str) -> str | None:
+    """The first configuration that states these data itself; those that inherit follow it."""
+    entries = plans["configurations"].items()
+    return next((name for name, own in entries if own.get("data_identifier") == identifier), None)
 
 
 def _known_data(folder: Path, identifier: str) -> dict[str, dict]:
@@ -96,8 +134,8 @@ def _known_data(folder: Path, identifier: str) -> dict[str, dict]:
     plans may share them, as those of residual encoders do.
     """
     others = ((path.stem, _nnunets_plans(path)) for path in sorted(folder.glob("*.json")))
-    found = ((owner, plans, _with_data(plans, identifier)) for owner, plans in others if plans)
-    return {owner: data_settings(plans, there) for owner, plans, there in found if there}
+    found = ((owner, _settings_of_data(plans, identifier)) for owner, plans in others if plans)
+    return {owner: settings for owner, settings in found if settings}
 
 
 def _nnunets_plans(path: Path) -> dict | None:
@@ -109,10 +147,15 @@ def _nnunets_plans(path: Path) -> dict | None:
     return content if are_plans(content) and RECIPE not in content else None
 
 
-def _with_data(plans: dict, identifier: str) -> dict | None:
-    """The configuration of these data."""
-    resolved = (resolve(plans, name) for name in plans["configurations"])
-    return next((one for one in resolved if one.get("data_identifier") == identifier), None)
+def _settings_of_data(plans: dict, identifier: str) -> dict | None:
+    """The settings of these data; None where the plans do not name them, or where nnU-Net itself
+    could not preprocess by them: any JSON may lie in the folder, and must not stop a training.
+    """
+    owner = _owner_of_data(plans, identifier)
+    try:
+        return data_settings(plans, resolve(plans, owner)) if owner else None
+    except (KeyError, TypeError, ValueError, RuntimeError):
+        return None
 
 
 def _says_changed(folder: Path, name: str, owner: str, changed: list[str]) -> str:

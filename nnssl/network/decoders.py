@@ -117,6 +117,11 @@ class SwinUNETRDecoder(nn.Module):
             decoded.insert(0, x)
         return self.heads(decoded[:OUTPUTS], self.deep_supervision)
 
+    @staticmethod
+    def default_widths(channels: tuple[int, ...]) -> tuple[int, ...]:
+        """Channels of its maps at strides 1 to 16, from the encoder's at strides 2 to 32."""
+        return (channels[0], *channels[:4])
+
 
 class Lift(nn.Module):
     """Upsampling plus a projection of the skip, then one 3^d convolution; a norm and LeakyReLU
@@ -153,8 +158,8 @@ class LightDecoder(nn.Module):
     """Sums instead of concatenations, one 3^d convolution per level, and few channels at full
     resolution.
 
-    widths: at strides 1 to 16: most of a decoder's time goes to the first. None: 16, then the
-            encoder's channels, 256 at most.
+    widths: at strides 1 to 16: most of a decoder's time goes to the first. None:
+            `default_widths`.
     norm:   how each map is standardised first. Pretrained tokens have a large common part, beside
             which the skips' projections would hardly see where a token differs. "dataset": by the
             moments of the training set, and the lifts to strides 8 and 16 have group norms.
@@ -178,7 +183,7 @@ class LightDecoder(nn.Module):
         self.deep_supervision = deep_supervision
         by_dataset = norm == "dataset"
         self.norms = nn.ModuleList(DatasetNorm(width) for width in channels if by_dataset)
-        widths = widths or (16, *(min(width, 256) for width in channels[:4]))
+        widths = widths or self.default_widths(channels)
         below, skips = (*widths[1:], channels[4]), (image_channels, *channels[:4])
         self.lifts = nn.ModuleList(
             Lift(step, *own, pointwise=level > 0, grouped=by_dataset and level > 2)
@@ -194,6 +199,11 @@ class LightDecoder(nn.Module):
             x = lift(x, skip)
             decoded.insert(0, x)
         return self.heads(decoded[:OUTPUTS], self.deep_supervision)
+
+    @staticmethod
+    def default_widths(channels: tuple[int, ...]) -> tuple[int, ...]:
+        """16, then the encoder's channels at strides 2 to 16, 256 at most."""
+        return (16, *(min(width, 256) for width in channels[:4]))
 
     def _standardised(self, maps: list[Tensor]) -> list[Tensor]:
         if not self.norms:

@@ -26,7 +26,7 @@ class NNUNetDecoder(nn.Module):
     sizes are cut. As in nnU-Net, a kernel is 1 along an axis until that is halved: only below are
     neighbours there near.
 
-    widths: channels at strides 1 to 32. None: 32, then the encoder's, 320 at most.
+    widths: channels at strides 1 to 32. None: `default_widths`.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class NNUNetDecoder(nn.Module):
 
         super().__init__()
         self.deep_supervision = deep_supervision
-        widths = widths or (32, *(min(width, WIDEST) for width in channels))
+        widths = widths or self.default_widths(channels)
         if len(widths) != len(steps) + 1:
             raise ValueError(
                 f"the nnunet decoder takes {len(steps) + 1} widths, at strides 1 to 32, got "
@@ -72,6 +72,11 @@ class NNUNetDecoder(nn.Module):
             x = self.stages[level](torch.cat([raised, skips[level]], dim=1))
             decoded.insert(0, x)
         return self.heads(decoded[: len(self.heads.seg_layers)], self.deep_supervision)
+
+    @staticmethod
+    def default_widths(channels: tuple[int, ...]) -> tuple[int, ...]:
+        """32, then the encoder's channels at strides 2 to 32, 320 at most."""
+        return (32, *(min(width, WIDEST) for width in channels))
 
 
 class Level(NamedTuple):

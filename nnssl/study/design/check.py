@@ -165,6 +165,7 @@ def _check_recipe(recipe: Mapping) -> None:
     """As `nnssl_plan` reads it."""
     args = options.parse_words(["-d", "1", *recipe_flags(recipe)], PlansRequest, Recipe, unset=True)
     _check_decoder(args.decoder)
+    options.require(args, PlansRequest)
     Recipe.chosen(options.values_of(Recipe, args))
 
 

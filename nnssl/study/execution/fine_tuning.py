@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from nnssl import files
 from nnssl.finetune import resolve
-from nnssl.finetune.architecture import INFO
-from nnssl.finetune.plans_data import INTENSITIES, data_settings
+from nnssl.finetune.architecture import INFO, intensities_of
+from nnssl.finetune.plans_data import data_settings
 from nnssl.study.design import splits
 from nnssl.study.design.description import Budget
 from nnssl.study.design.splits import Split
@@ -87,7 +87,7 @@ def _data_fingerprint(run: StudyRun, plans: dict) -> str | None:
         return None
     resolved = resolve(plans, run.task.configuration)
     data, patches = data_settings(plans, resolved), (resolved["patch_size"], resolved["batch_size"])
-    return files.fingerprint([data, plans.get(INTENSITIES), patches])
+    return files.fingerprint([data, intensities_of(plans) or None, patches])
 
 
 def _made_of(run: StudyRun, split: Split, plans: dict) -> dict:

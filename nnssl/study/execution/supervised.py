@@ -17,7 +17,7 @@ from torch import Tensor
 from nnssl import __version__, checkpoint, files
 from nnssl.encoder.swin import Swin, SwinConfig
 from nnssl.finetune import resolve
-from nnssl.finetune.architecture import INTENSITIES, as_read
+from nnssl.finetune.architecture import as_read, intensities_of
 from nnssl.hu import HUPolicy
 from nnssl.recipe import RECIPE
 from nnssl.types import FINAL
@@ -67,7 +67,7 @@ def _encoder_weights(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _collection_header(plans: dict, resolved: dict, axes: Sequence[int]) -> dict:
     """The encoder's training data, as a checkpoint's header describes a collection."""
-    properties = plans[INTENSITIES]["0"]
+    properties = intensities_of(plans)["0"]
     hu = policy(resolved["normalization_schemes"][0], properties)
     return {
         "name": plans["dataset_name"],
