@@ -8,6 +8,7 @@ import json
 import math
 import os
 import signal
+import time
 from pathlib import Path
 
 import micro
@@ -32,6 +33,8 @@ from nnssl.train.run import BEST, LATEST, Run
 pytestmark = pytest.mark.usefixtures("one_thread")
 WORLD, STEPS = 2, 3
 ROWS = torch.arange(28.0).view(7, 4)
+WAITING = [(0, False), (0, True), (1, False), (1, True)]  # which process waits, whether both hear
+LONG = 600.0
 POISONED = 6  # a sample of step 2 that only the second process gets
 
 
@@ -110,6 +113,34 @@ def signalled_run(folder: Path, heard_by: tuple[int, ...]) -> tuple[str, int]:
     finally:
         checkpoint.write = write
     return "not stopped", len(writes)
+
+
+class Waiting(micro.SyntheticCrops):
+    """The first batch of the second step never comes to process `rank`, which hears SIGTERM then;
+    so does the other where `both`.
+    """
+
+    def __init__(self, shape: tuple[int, ...], rank: int, both: bool) -> None:
+        super().__init__(shape)
+        self.rank, self.both = rank, both
+
+    def __getitem__(self, index: int) -> dict:
+        if index >= 4 and (self.both or dist.rank() == self.rank):
+            micro.sigterm()
+        if index >= 4 and dist.rank() == self.rank:
+            time.sleep(LONG)
+        return super().__getitem__(index)
+
+
+def waiting_run(folder: Path, rank: int, both: bool) -> str:
+    """How a run ends of which one process waits for data when it is to stop."""
+    run = micro.run(folder, steps=STEPS)
+    run.crops = Waiting(run.crops.shape, rank, both)
+    try:
+        train(run, lambda _: None)
+    except Interrupted as stopped:
+        return str(stopped)
+    return "not stopped"
 
 
 class EvaluatedBy:
@@ -202,6 +233,7 @@ def as_rank(rank: int, folder: Path) -> None:
         "poisoned": watch_run(poisoned_run(folder / "poisoned")),
         "signalled": signalled_run(folder / "signalled", (1,)),
         "both signalled": signalled_run(folder / "both", (0, 1)),
+        "waiting": [waiting_run(folder / f"waiting{n}", *how) for n, how in enumerate(WAITING)],
         "probed": probed_run(folder / "probed"),
         "shared": shared_preparation(folder),
     }
@@ -287,6 +319,15 @@ def test_a_signal_to_one_process_stops_both_after_the_same_step(found, kind, nam
     assert first[kind] == (said, 1)
     assert second[kind] == (said, 0)
     assert (folder / name / LATEST).is_file()
+
+
+@pytest.mark.parametrize("number", range(len(WAITING)))
+def test_several_processes_of_which_one_waits_for_data_are_saved_and_end(found, number):
+    folder, results = found
+    said = "stopped at step 1 of 3; the same command with --c continues"
+    assert [result["waiting"][number] for result in results] == [said, said]
+    saved = checkpoint.read(folder / f"waiting{number}" / LATEST)
+    assert saved["training_state"]["step"] == 1
 
 
 def test_only_the_first_process_writes(found):
