@@ -76,6 +76,26 @@ def test_a_run_lands_in_nnunets_project_and_goes_on_there(wandb, tmp_path, monke
     assert (row[0], end, last) == (4, "finished", "finished")
 
 
+def test_a_batch_that_cannot_be_divided_opens_no_board(wandb, tmp_path):
+    """Nobody would close it."""
+    with pytest.raises(ValueError, match="cannot be divided"):
+        loop.train(micro.run(tmp_path, batch_size=3, accumulate=2, wandb=True), lambda _: None)
+    assert wandb.calls == []
+
+
+def test_a_resumed_run_keeps_the_row_that_it_starts_from_in_tensorboard(tmp_path):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    first = micro.run(tmp_path, steps=4, save_every=2, tensorboard=True)
+    micro.stop_after(first, 2)
+    with pytest.raises(Interrupted):
+        loop.train(first, lambda _: None)
+    again = micro.run(tmp_path, steps=4, tensorboard=True)
+    again.resume()
+    loop.train(again, lambda _: None)
+    events = accumulator.EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [event.step for event in events.Scalars("total")] == [1, 2, 3, 4]
+
+
 def test_rows_that_were_sent_before_a_fall_back_are_not_sent_again(wandb, tmp_path):
     run = micro.run(tmp_path, wandb=True)
     run.step = 1
