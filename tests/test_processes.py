@@ -9,6 +9,7 @@ import math
 import os
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import micro
@@ -25,9 +26,10 @@ from nnssl.data import preprocess, survey
 from nnssl.data.crops import Crops
 from nnssl.data.prepare import PrepareRequest, prepare
 from nnssl.modules.running import RunningMean, update_all
-from nnssl.train import batches, cache, distributed, loop
+from nnssl.train import batches, cache, distributed, loop, pretrain
 from nnssl.train.log import Log
 from nnssl.train.loop import Interrupted, train
+from nnssl.train.pretrain_options import Options
 from nnssl.train.run import BEST, LATEST, Run
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -354,6 +356,42 @@ def test_the_first_process_works_first_and_its_error_ends_all(found):
     assert second["failed"] == "RuntimeError: rank 0 failed: ValueError: no scans"
 
 
+def on_two_machines(rank: int, folder: Path) -> None:
+    """The second machine, of ranks 1 and 2, has a disk of its own."""
+    os.environ["LOCAL_RANK"] = str(max(0, rank - 1))
+    td.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=3)
+    disk = folder / f"disk{min(rank, 1)}"
+
+    def work() -> str:
+        with (folder / "order").open("a") as order:
+            order.write(f"{rank} ")
+        disk.write_text(f"by {rank}")
+        return f"by {rank}"
+
+    def fails() -> str:
+        if rank == 1:
+            raise ValueError("no scans")
+        return "done"
+
+    got = distributed.rank_zero_first(work, lambda: disk.read_text() if disk.exists() else None)
+    try:
+        failed = distributed.rank_zero_first(fails)
+    except (ValueError, RuntimeError) as error:
+        failed = f"{type(error).__name__}: {error}"
+    torch.save([got, failed], folder / f"found{rank}.pth")
+    distributed.destroy_process_group()
+
+
+def test_a_machine_with_a_disk_of_its_own_prepares_once(tmp_path):
+    """All its processes did the whole of it, at the same time and in the same folder."""
+    mp.spawn(on_two_machines, args=(tmp_path,), nprocs=3)
+    found = [torch.load(tmp_path / f"found{rank}.pth") for rank in range(3)]
+    assert [got for got, _ in found] == ["by 0", "by 1", "by 1"]
+    assert (tmp_path / "order").read_text() == "0 1 "
+    others = "RuntimeError: rank 1 failed: ValueError: no scans"
+    assert [failed for _, failed in found] == [others, "ValueError: no scans", others]
+
+
 def test_what_is_done_is_not_done_again(found):
     _, (first, second) = found
     assert (first["done"], first["order"]) == (0, [0, "again"])
@@ -404,8 +442,12 @@ def test_devices(monkeypatch):
     ):
         distributed.choose_device("cuda")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert distributed.choose_device(None) == torch.device("cuda", 1)
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(ValueError, match=r"process 3 .* has no GPU: 2 can be seen.*-num_gpus 2"):
+        distributed.choose_device("cuda")
 
 
 FAILURE = ChildFailedError(
@@ -466,10 +508,23 @@ def test_srun_without_torchrun_is_refused(monkeypatch):
     with pytest.raises(
         ValueError, match=r"srun started this command 4 times.*-num_gpus N.*torchrun"
     ):
-        distributed.init_process_group(torch.device("cpu"))
+        pretrain.pretrain(Options("smit", device="cpu"))
     monkeypatch.setenv("RANK", "0")
-    monkeypatch.setenv("WORLD_SIZE", "1")
-    distributed.init_process_group(torch.device("cpu"))
+    distributed.require_one_launcher()
+
+
+def test_srun_may_start_the_parts_of_a_preparation(monkeypatch):
+    """Each does its own part, and no two train."""
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
+    monkeypatch.delenv("RANK", raising=False)
+    done = []
+    monkeypatch.setattr(pretrain, "_pretrain", lambda options, *_: done.append(options.part_id))
+    options = Options("smit", device="cpu", num_parts=4, part_id=3, only_prepare=True)
+    pretrain.pretrain(options)
+    assert done == [3]
+    for other in (replace(options, only_prepare=False), replace(options, num_parts=1, part_id=0)):
+        with pytest.raises(ValueError, match="srun started this command 4 times"):
+            pretrain.pretrain(other)
 
 
 def test_the_launcher_hears_what_torchrun_does_not(monkeypatch):
