@@ -151,7 +151,7 @@ def _turn() -> int:
 
 
 def _wait_for_a_turn(group: td.ProcessGroup) -> None:
-    """Until all whose turn it is are ready; raises where one of them has failed."""
+    """Until this turn has ended; raises where a process has failed in it."""
     for rank, failure in enumerate(_end_a_turn(group, None)):
         if failure is not None:
             said, interrupted = failure
