@@ -29,6 +29,7 @@ except ImportError:  # Windows: no lock, no limits
     fcntl = resource = None
 
 TEMPORARY = ".tmp-"
+STALE = 3600.0  # seconds after which a temporary file belongs to no living process
 LOCK = ".lock"
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 BLOCK = 1 << 20  # bytes that are read at once; divisible by the size of every voxel type
@@ -141,15 +142,16 @@ def _largest_file() -> int | None:
     return None if limit == resource.RLIM_INFINITY else limit
 
 
-def sweep(folder: Path | str, older: float = 0.0) -> None:
-    """Remove the temporary files of killed writes at any depth that are `older` seconds old.
+def sweep(*folders: Path | str, older: float = 0.0) -> None:
+    """Remove the temporary files of killed writes that are `older` seconds old.
 
-    Another process may move or remove them at the same time.
+    Not in folders within these: they may be another's, who is writing. Another process may move or
+    remove the files at the same time.
     """
-    for where, _, names in os.walk(folder):
-        for name in names:
+    for folder in folders:
+        for name in names_in(folder):
             if name.startswith(TEMPORARY):
-                path = Path(where, name)
+                path = Path(folder, name)
                 with suppress(OSError):
                     if time.time() - path.stat().st_mtime > older:
                         path.unlink()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -115,6 +118,23 @@ def steps(
         method.after_step((step + 1) / count)
         rows.append({name: float(value.detach()) for name, value in out.losses.items()})
     return rows
+
+
+def sigterm() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def stop_after(run: Run, step: int, action: Callable[[], object] = sigterm) -> None:
+    """Let `action` happen right after the update of `step`."""
+    update = run.update
+
+    def updated():
+        result = update()
+        if run.step == step:
+            action()
+        return result
+
+    run.update = updated
 
 
 def header(name: str = "smit", crop: tuple[int, ...] = CROP) -> dict:

@@ -52,18 +52,14 @@ def wandb(tmp_path, monkeypatch):
     sys.modules.pop("wandb", None)
 
 
-def stop_at(monkeypatch, step: int) -> None:
-    monkeypatch.setattr(loop.Signals, "stop_requested", lambda self, at=0: at == step)
-
-
 def test_a_run_lands_in_nnunets_project_and_goes_on_there(wandb, tmp_path, monkeypatch):
     monkeypatch.setenv(boards.PROJECT, "our_ct")
     monkeypatch.setenv(boards.MODE, "offline")
     folder = tmp_path / "ct" / "smit__micro"
-    stop_at(monkeypatch, 3)
+    first = micro.run(folder, steps=4, wandb=True)
+    micro.stop_after(first, 3)
     with pytest.raises(Interrupted):
-        loop.train(micro.run(folder, steps=4, wandb=True), lambda _: None)
-    stop_at(monkeypatch, -1)
+        loop.train(first, lambda _: None)
     again = micro.run(folder, steps=4, wandb=True)
     again.resume()
     loop.train(again, lambda _: None)
@@ -78,6 +74,26 @@ def test_a_run_lands_in_nnunets_project_and_goes_on_there(wandb, tmp_path, monke
     )
     assert (second["id"], second["resume"]) == (first["id"], "allow")
     assert (row[0], end, last) == (4, "finished", "finished")
+
+
+def test_a_batch_that_cannot_be_divided_opens_no_board(wandb, tmp_path):
+    """Nobody would close it."""
+    with pytest.raises(ValueError, match="cannot be divided"):
+        loop.train(micro.run(tmp_path, batch_size=3, accumulate=2, wandb=True), lambda _: None)
+    assert wandb.calls == []
+
+
+def test_a_resumed_run_keeps_the_row_that_it_starts_from_in_tensorboard(tmp_path):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    first = micro.run(tmp_path, steps=4, save_every=2, tensorboard=True)
+    micro.stop_after(first, 2)
+    with pytest.raises(Interrupted):
+        loop.train(first, lambda _: None)
+    again = micro.run(tmp_path, steps=4, tensorboard=True)
+    again.resume()
+    loop.train(again, lambda _: None)
+    events = accumulator.EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [event.step for event in events.Scalars("total")] == [1, 2, 3, 4]
 
 
 def test_rows_that_were_sent_before_a_fall_back_are_not_sent_again(wandb, tmp_path):
@@ -118,12 +134,12 @@ def test_a_manifest_lies_beside_the_checkpoint_and_a_resumed_run_adds_its_sittin
     tmp_path, monkeypatch
 ):
     monkeypatch.setattr(sys, "argv", ["/bin/nnssl_pretrain", "-m", "smit", "-i", "my scans"])
-    stop_at(monkeypatch, 2)
+    stopped = micro.run(tmp_path, steps=4)
+    micro.stop_after(stopped, 2)
     with pytest.raises(Interrupted):
-        loop.train(micro.run(tmp_path, steps=4), lambda _: None)
+        loop.train(stopped, lambda _: None)
     first = files.read_json(tmp_path / MANIFEST)
     assert (first["step"], first["steps"], len(first["sittings"])) == (2, 4, 1)
-    stop_at(monkeypatch, -1)
     again = micro.run(tmp_path, steps=4)
     again.resume()
     loop.train(again, lambda _: None)

@@ -129,10 +129,9 @@ def test_a_run_may_go_on_with_another_cache(stored, tmp_path, monkeypatch):
     whole = run_on(stored, tmp_path / "whole", "off")
     train(whole)
     first = run_on(stored, tmp_path / "parts", "gpu")
-    with monkeypatch.context() as patch:
-        patch.setattr("nnssl.train.stopping.Signals.stop_requested", lambda self, step: step == 2)
-        with pytest.raises(Interrupted, match="stopped at step 2"):
-            train(first)
+    micro.stop_after(first, 2)
+    with pytest.raises(Interrupted, match="stopped at step 2"):
+        train(first)
     second = run_on(stored, tmp_path / "parts", "ram")
     assert second.resume() == []
     train(second)

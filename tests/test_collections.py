@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from synthetic_checkpoints import pretrained
 from synthetic_scans import ct_array, straight, write_series, write_volume
 
 from nnssl import checkpoint, files
+from nnssl.data import prepare as prepare_module
 from nnssl.data import preprocess as preprocess_module
 from nnssl.data.crops import PARCELS, stored_array
 from nnssl.data.moved import moved_sources
@@ -23,11 +25,11 @@ from nnssl.data.prepare import PrepareRequest, prepare
 from nnssl.data.scans import Found
 from nnssl.data.source_states import SOURCES
 from nnssl.data.unchanged import UNCHANGED
-from nnssl.train import places, pretrain
+from nnssl.train import cache, configure, places, pretrain
 from nnssl.train.initial_encoder import OTHER_SIZE
 from nnssl.train.log import Log
 from nnssl.train.pretrain import Options
-from nnssl.train.run import LATEST
+from nnssl.train.run import LATEST, WHEN_DIVERGED
 from nnssl.types import FINAL
 
 SHAPE = (14, 20, 24)
@@ -430,6 +432,54 @@ def test_a_checkpoint_that_knows_only_their_number_goes_on_with_those_stored_fir
         trains(resume=True, steps=3)
 
 
+MISTAKES = [
+    ({"preset": "smitt"}, "unknown preset 'smitt'"),
+    ({"start": Path("/nowhere/x.pth")}, "no checkpoint at /nowhere/x.pth"),
+    ({"graph": True}, "--graph cannot be used: CUDA graphs need an NVIDIA GPU"),
+    ({"crop": (30, 30)}, "mask block 8 does not divide crop 30x30"),
+    ({"method": "rotation", "crop": (32, 48)}, "rotation needs a crop of equal sides"),
+    ({"settings": ("mask_block=16x8",), "crop": (32, 32, 32)}, "2 sides for 3 axes"),
+    ({"batch_size": 3, "accumulate": 2}, "total batch of 3 cannot be divided"),
+    ({"workers": -1}, "workers must be at least 0, got -1"),
+    ({"epochs": 0, "steps": None}, "epochs must be at least 1, got 0"),
+    ({"probe_every": 0}, "probe_every must be at least 1, got 0"),
+    ({"part_id": 2, "num_parts": 2}, "-part_id must be 0 to 1 with -num_parts 2, got 2"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), MISTAKES, ids=[m for _, m in MISTAKES])
+def test_a_mistake_is_reported_before_any_scan_is_read(trains, monkeypatch, options, message):
+    monkeypatch.setattr(prepare_module, "survey", lambda *_, **__: pytest.fail("read"))
+    with pytest.raises((ValueError, FileNotFoundError), match=re.escape(message)):
+        trains(**options)
+
+
+def test_what_only_the_training_needs_does_not_matter_to_a_preparation(trains, nnunet_env):
+    trains(only_prepare=True, graph=True, cache="gpu", start=Path("/nowhere/x.pth"))
+    assert (nnunet_env["nnUNet_preprocessed"] / "nnssl" / "made" / "plan.json").exists()
+
+
+def test_the_collection_is_held_before_the_batch_is_sized(trains, monkeypatch):
+    """Both took their fraction of the same free memory: 140 % of it."""
+    order, hold = [], cache.hold
+    monkeypatch.setattr(cache, "hold", lambda *how: order.append("held") or hold(*how))
+    monkeypatch.setattr(configure, "batch_size", lambda *_: order.append("sized") or (2, ""))
+    trains(batch_size=None, cache="ram")
+    assert order == ["held", "sized"]
+
+
+def test_the_advice_for_a_run_that_diverged_can_be_followed(trains, nnunet_env, tmp_path):
+    trains()
+    latest = run_folder(nnunet_env) / LATEST
+    for flag in ("-o FOLDER", "--from checkpoint_latest.pth", "--set lr=1e-4"):
+        assert flag in WHEN_DIVERGED
+    with pytest.raises(ValueError, match="lr: was"):
+        trains(resume=True, settings=("lr=1e-4",))
+    said = trains(start=latest, output=tmp_path / "again", settings=("lr=1e-4",))
+    assert f"its encoder starts from {latest}" in said
+    assert "finished: " in said
+
+
 def test_a_contrast_of_one_scan_is_refused_before_its_first_step(trains, nnunet_env, tmp_path):
     for number in (1, 2):
         shutil.rmtree(tmp_path / "raw" / f"patient {number}")
@@ -443,6 +493,10 @@ def test_one_run_a_folder(trains, nnunet_env):
     folder = run_folder(nnunet_env)
     folder.mkdir(parents=True)
     (folder / ".tmp-abccheckpoint_latest.pth").touch()
+    within = folder / "second" / ".tmp-abccheckpoint_latest.pth"  # of a run with -o there
+    for path in (within, folder / "views" / ".tmp-000000001.png"):
+        path.parent.mkdir()
+        path.touch()
     ready, done = os.pipe(), os.pipe()
     child = os.fork()
     if child == 0:
@@ -458,7 +512,7 @@ def test_one_run_a_folder(trains, nnunet_env):
     os.write(done[1], b"x")
     os.waitpid(child, 0)
     assert "finished: " in trains()
-    assert not list(folder.glob(".tmp-*"))
+    assert list(folder.rglob(".tmp-*")) == [within]
 
 
 def test_names_of_many_sources_are_short_and_stable(nnunet_env):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 
 import micro
 import pytest
@@ -107,6 +107,33 @@ def test_a_large_run_of_smit():
 )
 def test_blocks_have_some_32_mm(crop, spacing, block):
     assert configure.hidden_block(crop, spacing) == block
+
+
+@pytest.mark.parametrize(
+    ("steps", "within"),
+    [(2, "100 steps"), (999, "100 steps"), (1000, "a tenth of the run"), (9**6, "a tenth")],
+)
+def test_the_reason_for_the_teachers_momentum_is_true(steps, within):
+    sizes = replace(HEADS, steps=steps)
+    (choice,) = (
+        choice
+        for choice in configure.configure(METHODS["smit"], [], sizes)[1]
+        if choice.name == "teacher_momentum"
+    )
+    assert f"within {within}" in choice.reason
+
+
+def test_the_reason_for_a_block_claims_no_more_than_the_crop_allows():
+    sizes = replace(HEADS, crop=(32, 32, 32), spacing=(3.0, 2.0, 1.5))
+    (choice,) = (
+        choice
+        for choice in configure.configure(METHODS["simmim"], [], sizes)[1]
+        if choice.name == "mask_block"
+    )
+    assert choice.reason == (
+        "24 x 16 x 12 mm at this spacing: of 8, 16 or 32 voxels the nearest to the 32 mm of SMIT's "
+        "authors, with at least 4 blocks along each axis where the crop allows"
+    )
 
 
 @pytest.mark.parametrize(

@@ -97,7 +97,10 @@ def test_temporaries_are_swept_though_others_move_them_meanwhile(tmp_path, monke
     monkeypatch.setattr(Path, "stat", vanishing)
     files.sweep(tmp_path, older=-1)
     monkeypatch.undo()
-    assert sorted(path.name for path in tmp_path.rglob("*")) == [".tmp-gone", "kept", "sub"]
+    left = sorted(path.name for path in tmp_path.rglob("*"))
+    assert left == [".tmp-b", ".tmp-gone", "kept", "sub"]  # a folder within may be another's
+    files.sweep(tmp_path, tmp_path / "sub", tmp_path / "not there", older=-1)
+    assert not (tmp_path / "sub" / ".tmp-b").exists()
 
 
 def test_a_lock_can_be_taken_again(tmp_path):

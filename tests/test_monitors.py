@@ -83,6 +83,10 @@ def test_bf16_targets_are_read_in_fp32():
     assert each == pytest.approx(1, abs=1e-3)
 
 
+def test_no_advice_takes_parts_of_a_batch_for_a_larger_one():
+    assert not any("--accumulate" in advice for advice in ADVICE.values())
+
+
 # -- memory and alarms -----------------------------------------------------------------
 
 

@@ -8,6 +8,8 @@ import json
 import math
 import os
 import signal
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import micro
@@ -24,14 +26,17 @@ from nnssl.data import preprocess, survey
 from nnssl.data.crops import Crops
 from nnssl.data.prepare import PrepareRequest, prepare
 from nnssl.modules.running import RunningMean, update_all
-from nnssl.train import batches, cache, distributed, loop
+from nnssl.train import batches, cache, distributed, loop, pretrain
 from nnssl.train.log import Log
 from nnssl.train.loop import Interrupted, train
+from nnssl.train.pretrain_options import Options
 from nnssl.train.run import BEST, LATEST, Run
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 WORLD, STEPS = 2, 3
 ROWS = torch.arange(28.0).view(7, 4)
+WAITING = [(0, False), (0, True), (1, False), (1, True)]  # which process waits, whether both hear
+LONG = 600.0
 POISONED = 6  # a sample of step 2 that only the second process gets
 
 
@@ -110,6 +115,34 @@ def signalled_run(folder: Path, heard_by: tuple[int, ...]) -> tuple[str, int]:
     finally:
         checkpoint.write = write
     return "not stopped", len(writes)
+
+
+class Waiting(micro.SyntheticCrops):
+    """The first batch of the second step never comes to process `rank`, which hears SIGTERM then;
+    so does the other where `both`.
+    """
+
+    def __init__(self, shape: tuple[int, ...], rank: int, both: bool) -> None:
+        super().__init__(shape)
+        self.rank, self.both = rank, both
+
+    def __getitem__(self, index: int) -> dict:
+        if index >= 4 and (self.both or dist.rank() == self.rank):
+            micro.sigterm()
+        if index >= 4 and dist.rank() == self.rank:
+            time.sleep(LONG)
+        return super().__getitem__(index)
+
+
+def waiting_run(folder: Path, rank: int, both: bool) -> str:
+    """How a run ends of which one process waits for data when it is to stop."""
+    run = micro.run(folder, steps=STEPS)
+    run.crops = Waiting(run.crops.shape, rank, both)
+    try:
+        train(run, lambda _: None)
+    except Interrupted as stopped:
+        return str(stopped)
+    return "not stopped"
 
 
 class EvaluatedBy:
@@ -202,6 +235,7 @@ def as_rank(rank: int, folder: Path) -> None:
         "poisoned": watch_run(poisoned_run(folder / "poisoned")),
         "signalled": signalled_run(folder / "signalled", (1,)),
         "both signalled": signalled_run(folder / "both", (0, 1)),
+        "waiting": [waiting_run(folder / f"waiting{n}", *how) for n, how in enumerate(WAITING)],
         "probed": probed_run(folder / "probed"),
         "shared": shared_preparation(folder),
     }
@@ -289,6 +323,15 @@ def test_a_signal_to_one_process_stops_both_after_the_same_step(found, kind, nam
     assert (folder / name / LATEST).is_file()
 
 
+@pytest.mark.parametrize("number", range(len(WAITING)))
+def test_several_processes_of_which_one_waits_for_data_are_saved_and_end(found, number):
+    folder, results = found
+    said = "stopped at step 1 of 3; the same command with --c continues"
+    assert [result["waiting"][number] for result in results] == [said, said]
+    saved = checkpoint.read(folder / f"waiting{number}" / LATEST)
+    assert saved["training_state"]["step"] == 1
+
+
 def test_only_the_first_process_writes(found):
     folder, _ = found
     assert len((folder / "plain" / "log.jsonl").read_text().splitlines()) == STEPS
@@ -311,6 +354,42 @@ def test_the_first_process_works_first_and_its_error_ends_all(found):
     assert (first["alone"], second["alone"]) == ("made by 0", "made by 1")
     assert first["failed"] == "ValueError: no scans"
     assert second["failed"] == "RuntimeError: rank 0 failed: ValueError: no scans"
+
+
+def on_two_machines(rank: int, folder: Path) -> None:
+    """The second machine, of ranks 1 and 2, has a disk of its own."""
+    os.environ["LOCAL_RANK"] = str(max(0, rank - 1))
+    td.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=3)
+    disk = folder / f"disk{min(rank, 1)}"
+
+    def work() -> str:
+        with (folder / "order").open("a") as order:
+            order.write(f"{rank} ")
+        disk.write_text(f"by {rank}")
+        return f"by {rank}"
+
+    def fails() -> str:
+        if rank == 1:
+            raise ValueError("no scans")
+        return "done"
+
+    got = distributed.rank_zero_first(work, lambda: disk.read_text() if disk.exists() else None)
+    try:
+        failed = distributed.rank_zero_first(fails)
+    except (ValueError, RuntimeError) as error:
+        failed = f"{type(error).__name__}: {error}"
+    torch.save([got, failed], folder / f"found{rank}.pth")
+    distributed.destroy_process_group()
+
+
+def test_a_machine_with_a_disk_of_its_own_prepares_once(tmp_path):
+    """All its processes did the whole of it, at the same time and in the same folder."""
+    mp.spawn(on_two_machines, args=(tmp_path,), nprocs=3)
+    found = [torch.load(tmp_path / f"found{rank}.pth") for rank in range(3)]
+    assert [got for got, _ in found] == ["by 0", "by 1", "by 1"]
+    assert (tmp_path / "order").read_text() == "0 1 "
+    others = "RuntimeError: rank 1 failed: ValueError: no scans"
+    assert [failed for _, failed in found] == [others, "ValueError: no scans", others]
 
 
 def test_what_is_done_is_not_done_again(found):
@@ -363,8 +442,12 @@ def test_devices(monkeypatch):
     ):
         distributed.choose_device("cuda")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert distributed.choose_device(None) == torch.device("cuda", 1)
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(ValueError, match=r"process 3 .* has no GPU: 2 can be seen.*-num_gpus 2"):
+        distributed.choose_device("cuda")
 
 
 FAILURE = ChildFailedError(
@@ -425,10 +508,23 @@ def test_srun_without_torchrun_is_refused(monkeypatch):
     with pytest.raises(
         ValueError, match=r"srun started this command 4 times.*-num_gpus N.*torchrun"
     ):
-        distributed.init_process_group(torch.device("cpu"))
+        pretrain.pretrain(Options("smit", device="cpu"))
     monkeypatch.setenv("RANK", "0")
-    monkeypatch.setenv("WORLD_SIZE", "1")
-    distributed.init_process_group(torch.device("cpu"))
+    distributed.require_one_launcher()
+
+
+def test_srun_may_start_the_parts_of_a_preparation(monkeypatch):
+    """Each does its own part, and no two train."""
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
+    monkeypatch.delenv("RANK", raising=False)
+    done = []
+    monkeypatch.setattr(pretrain, "_pretrain", lambda options, *_: done.append(options.part_id))
+    options = Options("smit", device="cpu", num_parts=4, part_id=3, only_prepare=True)
+    pretrain.pretrain(options)
+    assert done == [3]
+    for other in (replace(options, only_prepare=False), replace(options, num_parts=1, part_id=0)):
+        with pytest.raises(ValueError, match="srun started this command 4 times"):
+            pretrain.pretrain(other)
 
 
 def test_the_launcher_hears_what_torchrun_does_not(monkeypatch):

@@ -6,13 +6,13 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import signal
 from pathlib import Path
 
 import micro
 import pytest
 import torch
+from micro import sigterm, stop_after
 from torch import nn
 from torch.utils.data import default_collate
 
@@ -83,23 +83,6 @@ def assert_same(first: dict, second: dict, **tolerance) -> None:
                 else value == second[name]
             )
             assert same, name
-
-
-def stop_after(run: Run, step: int, action) -> None:
-    """Let `action` happen right after the update of `step`."""
-    update = run.update
-
-    def updated():
-        result = update()
-        if run.step == step:
-            action()
-        return result
-
-    run.update = updated
-
-
-def sigterm() -> None:
-    os.kill(os.getpid(), signal.SIGTERM)
 
 
 class Poisoned(micro.SyntheticCrops):
@@ -477,19 +460,20 @@ def test_pictures_of_a_method_without_voxels_show_what_it_sees(tmp_path):
     }
 
 
-def test_processes_on_gpus_agree_about_signals_every_few_steps_only(monkeypatch):
-    requested = []
+def test_processes_on_gpus_agree_about_signals_without_their_gpus(monkeypatch):
+    """At each step, on the host: it does not wait for the device."""
+    exchanged = []
     monkeypatch.setattr("nnssl.dist.is_initialized", lambda: True)
+    monkeypatch.setattr("torch.distributed.new_group", lambda backend: backend)
     monkeypatch.setattr(
-        "nnssl.dist.all_reduce_mean", lambda tensor: requested.append(tensor) or tensor
+        "torch.distributed.all_reduce",
+        lambda flag, _, group: exchanged.append((flag.device.type, group)),
     )
-    monkeypatch.setattr(torch, "tensor", lambda value, device: value)
-    for backend, times in (("nccl", 2), ("gloo", 20)):
-        monkeypatch.setattr("torch.distributed.get_backend", lambda backend=backend: backend)
-        with Signals() as signals:
-            assert not any(signals.stop_requested(step) for step in range(1, 21))
-        assert len(requested) == times
-        requested.clear()
+    with Signals() as signals:
+        assert not signals.stop_requested()
+        sigterm()
+        assert signals.stop_requested()
+    assert exchanged == [("cpu", "gloo")] * 2
 
 
 def test_signals_are_heard_and_handed_back():
@@ -502,11 +486,19 @@ def test_signals_are_heard_and_handed_back():
 
 
 def test_a_second_signal_does_not_interrupt_the_save_after_the_first():
-    with Signals() as signals, signals.waiting():
-        with pytest.raises(Interrupted):
-            sigterm()
+    with Signals() as signals:
+        assert signals.wait_for(sigterm) is None
+        assert signals.gave_up
         sigterm()
         assert signals.stop_requested()
+
+
+def test_what_comes_before_a_signal_is_kept_and_after_it_nothing_is_waited_for():
+    with Signals() as signals:
+        assert signals.wait_for(lambda: "a batch") == "a batch"
+        sigterm()
+        assert signals.wait_for(lambda: pytest.fail("waited for")) is None
+        assert not signals.gave_up
 
 
 # -- learning rate and parameter groups ------------------------------------------------
@@ -629,12 +621,11 @@ def test_epochs_become_steps():
 
 
 def test_slow_steps_are_saved_by_the_clock(tmp_path, monkeypatch):
-    """A killed run loses minutes, not the steps since the last thousandth."""
+    """A killed run loses minutes, not the steps since the last thousandth or the last row."""
     monkeypatch.setattr(loop, "SAVE_SECONDS", 0.0)
-    run = micro.run(tmp_path, steps=5, log_every=2, save_every=100)
+    run = micro.run(tmp_path, steps=5, log_every=4, save_every=100)
     saved = []
     save = run.save
     monkeypatch.setattr(run, "save", lambda metrics: saved.append(run.step) or save(metrics))
     loop.train(run, print_fn=print)
-    assert saved[:2] == [2, 4]
-    assert run.step == 5
+    assert saved == [1, 2, 3, 4, 5]

@@ -141,7 +141,8 @@ def _require_finite(weights: Mapping[str, Tensor]) -> None:
     if broken := _not_finite(weights):
         raise CheckpointError(
             f"{len(broken)} tensors hold NaN or infinite values, first {broken[0]}; nothing was "
-            "written. Continue from the last checkpoint with a lower learning rate (--set lr=...)"
+            "written. A pretraining can start again from its last good encoder, with a lower "
+            "learning rate: --from checkpoint_latest.pth -o FOLDER --set lr=..."
         )
 
 

@@ -22,7 +22,7 @@ from nnssl.data.raw_datasets import RawDataset, open_raw, read_image
 from nnssl.data.refusals import UnusableScanError
 from nnssl.data.volumes import check_voxels
 from nnssl.data.workers import Failed, parallel_map
-from nnssl.files import fingerprint, inside, is_file, read_json, write_json
+from nnssl.files import STALE, fingerprint, inside, is_file, read_json, sweep, write_json
 
 NOTE = "probe.json"
 FEWEST = 2  # cases: one to fit, one to test
@@ -121,6 +121,7 @@ def prepare_labelled(
     """Store what is not stored yet. ValueError, naming the case, for one that cannot be used."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    sweep(folder, older=STALE)
     todo = [case for case in labelled.cases if not _is_done(case, plan.fingerprint, folder)]
     work = partial(
         store_case, plan=plan.without_cases(), plan_fingerprint=plan.fingerprint, folder=folder

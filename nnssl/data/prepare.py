@@ -12,18 +12,16 @@ from nnssl.data import orientation, patterns
 from nnssl.data.moved import moved_cases
 from nnssl.data.plan import PLAN, Plan, case_of, make_plan
 from nnssl.data.plan_comparison import Overrides, PlanComparison, other_kind, other_values
-from nnssl.data.preprocess import forget_damaged, preprocess
+from nnssl.data.preprocess import forget_damaged, preprocess, require_part
 from nnssl.data.scans import Found, find_scans
 from nnssl.data.source_states import forget_stored, keep_states, states_of_stored
 from nnssl.data.survey import nothing_usable, survey
 from nnssl.data.survey_lines import body_histograms, is_same_scan
 from nnssl.data.survey_report import ScanReport
 from nnssl.data.unchanged import Unchanged, digest_of
-from nnssl.files import sweep
+from nnssl.files import STALE, sweep
 from nnssl.host_memory import garbage_collection_paused
 from nnssl.types import PrintFn, Shape, Spacing
-
-STALE = 3600  # seconds after which a temporary file belongs to no living process
 
 
 @dataclass(frozen=True)
@@ -90,6 +88,7 @@ def prepare(request: PrepareRequest) -> Plan:
     Raises ValueError where options differ from the plan, where no scan is of the plan, and where
     there is no usable scan.
     """
+    require_part(request.part_id, request.num_parts)
     folder = request.folder
     folder.mkdir(parents=True, exist_ok=True)
     if request.plan_file.exists() and not os.access(folder, os.W_OK) and not request.update:

@@ -45,7 +45,7 @@ def preprocess(
     A failed case is also noted in `<case>.failed.json` and tried again by the next run. Files that
     were made with another plan are never mixed in: ValueError.
     """
-    _check_part(part_id, num_parts)
+    require_part(part_id, num_parts)
     folder, moved = Path(folder), moved or {}
     part, done = plan.cases[part_id::num_parts], Done(folder, plan.fingerprint)
     missing = [case for case in part if case.id not in done]
@@ -56,7 +56,8 @@ def preprocess(
     return failed
 
 
-def _check_part(part_id: int, num_parts: int) -> None:
+def require_part(part_id: int, num_parts: int) -> None:
+    """Raise ValueError for a part that is not one of `num_parts`, counted from 0."""
     if not 0 <= part_id < num_parts:
         raise ValueError(
             f"-part_id must be 0 to {num_parts - 1} with -num_parts {num_parts}, got {part_id}"

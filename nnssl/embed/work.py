@@ -76,7 +76,7 @@ def embed(options: EmbedOptions, print_fn: PrintFn = print) -> Path:
     work = EmbedWork(encoder, options, number, label_files, print_fn)
     work.folder.mkdir(parents=True, exist_ok=True)
     with signals.handled(_stop), files.locked(work.folder, "wait for it, or choose another -o"):
-        files.sweep(work.folder)
+        files.sweep(work.folder, work.folder / table.SCANS, work.folder / dense.FOLDER)
         _draw(work, _embed(work, scans))
     return work.folder / f"{table.FEATURES}.npz"
 

@@ -59,7 +59,7 @@ class MicroBatches:
     """
 
     def __init__(self, start: int, steps: int, batch_size: int, accumulate: int) -> None:
-        _require_shared(batch_size, accumulate)
+        require_divisible(batch_size, accumulate)
         self.start, self.steps = start, steps
         self.batch_size, self.accumulate = batch_size, accumulate
         self.size = batch_size // (dist.world_size() * accumulate)
@@ -75,7 +75,8 @@ class MicroBatches:
         return (self.steps - self.start) * self.accumulate
 
 
-def _require_shared(batch_size: int, accumulate: int) -> None:
+def require_divisible(batch_size: int, accumulate: int) -> None:
+    """Raise ValueError where the processes and parts of a step cannot have equally many scans."""
     parts = dist.world_size() * accumulate
     if batch_size % parts:
         raise ValueError(

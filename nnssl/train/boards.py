@@ -69,7 +69,8 @@ class TensorBoard:
     def __init__(self, run: Run) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self.writer = SummaryWriter(str(run.folder / "tensorboard"), purge_step=run.step)
+        # from this step on, rows of before are hidden: those that the run will write again
+        self.writer = SummaryWriter(str(run.folder / "tensorboard"), purge_step=run.step + 1)
 
     def add(self, row: dict, step: int) -> None:
         for name, value in _scalars(row).items():

@@ -17,15 +17,15 @@ from nnssl.checkpoint.describe import describe_start
 from nnssl.data import parcel_maps
 from nnssl.data.crops import Crops
 from nnssl.data.plan import Plan
-from nnssl.methods import METHODS, Method
+from nnssl.methods import Method
 from nnssl.train import (
     batches,
     boards,
     cache,
     configure,
     distributed,
-    graph,
     initial_encoder,
+    mistakes,
     parcels_choice,
     peak,
 )
@@ -60,12 +60,13 @@ def build_run(
     from_scans: settings that were already chosen, from the scans themselves.
     """
     builder = _Builder(options, plan, data, device, earlier, from_scans)
-    builder.require_graph()
+    mistakes.require_graph(options, device, builder.accumulate)  # with --c that of the run before
     distributed.require_same((plan.fingerprint, builder.crops.cases), device, OTHER_SCANS)
     configure.check_scans(builder.kind, len(builder.crops), print_fn)
+    # before the batch is sized, which takes of the memory that is left
+    cache.hold(builder.crops, plan, options.cache, device, print_fn)
     sized = builder.sized(print_fn)
     configure.warn_small(sized.method, sized.batch_size // builder.accumulate, print_fn)
-    cache.hold(builder.crops, plan, options.cache, device, print_fn)
     run = builder.run(sized)
     if options.resume:
         _resume(run, print_fn)
@@ -101,7 +102,7 @@ class _Builder:
 
     @property
     def kind(self) -> type[Method]:
-        return method_class(self.options.method)
+        return mistakes.method_class(self.options.method)
 
     @property
     def dims(self) -> int:
@@ -114,10 +115,6 @@ class _Builder:
     @property
     def accumulate(self) -> int:
         return self.options.accumulate or self.earlier.run.get("accumulate", 1)
-
-    def require_graph(self) -> None:
-        if self.options.graph and (reason := graph.why_not(self.device, self.accumulate)):
-            raise ValueError(f"--graph cannot be used: {reason}. Leave --graph out")
 
     @cached_property
     def crop(self) -> Shape:
@@ -182,7 +179,7 @@ class _Builder:
         header = self._header(sized.started)
         probe = self._probe(config.steps)
         fraction = peak.fraction_of_peak_per_scan(sized.method, self.crop, self.device)
-        folder, cases = results_folder(self.options, self.plan), self.crops.cases
+        folder, cases = results_folder(self.options, self.plan.name), self.crops.cases
         return Run(
             sized.method, self.crops, config, folder, header, self.device, probe, cases, fraction
         )
@@ -237,12 +234,6 @@ class _Builder:
         dataset = raw_dataset(self.options.probe, "--probe").name
         every = self.options.probe_every or max(1, steps // PROBES)
         return Probe(self.data / f"probe_{dataset}", self.crop, every)
-
-
-def method_class(name: str) -> type[Method]:
-    if name not in METHODS:
-        raise ValueError(f"unknown method {name!r}; known: {', '.join(METHODS)}")
-    return METHODS[name]
 
 
 def steps_of(options: Options, before: dict, cases: int, batch_size: int) -> int:

@@ -27,6 +27,7 @@ BLOCKS = 4  # along an axis of the crop, at least
 LEAST_CUBE, MOST_CUBES = 24, 3  # voxels of a cube of CPC; with 16 its last stage has one token
 SHORT, LONG = 5_000, 20_000  # steps
 FEW = 1_000  # scans
+LEAST_MEMORY = 100  # steps of the student that a teacher remembers, at least
 PARCELS_LR = 1e-3  # of `nnssl.methods.parcels`
 TRIAL_BATCH = 8  # scans, for what is tried before a batch size is known
 TITLE = (
@@ -184,16 +185,18 @@ def _of_masks(method: type[Method], sizes: Sizes, given: dict) -> list[Choice]:
     if not issubclass(method.Config, MaskedConfig):
         return []
     alone = given.get("visible_only", False)
-    block = hidden_block(sizes.crop, sizes.spacing, WHOLE_SIDES if alone else BLOCK_SIDES)
-    reason = _reason_for_block(block, sizes.spacing)
-    if alone:
-        reason += " as far as whole windows allow"
-    return [Choice("mask_block", block, reason)]
+    allowed = WHOLE_SIDES if alone else BLOCK_SIDES
+    block = hidden_block(sizes.crop, sizes.spacing, allowed)
+    return [Choice("mask_block", block, _reason_for_block(block, sizes.spacing, allowed))]
 
 
-def _reason_for_block(block: Shape, spacing: Spacing) -> str:
+def _reason_for_block(block: Shape, spacing: Spacing, allowed: Sequence[int]) -> str:
     size = " x ".join(f"{side * mm:.0f}" for side, mm in zip(block, spacing, strict=True))
-    return f"{size} mm at this spacing, near the {BLOCK_MM:.0f} mm of SMIT's authors"
+    sides = f"{', '.join(map(str, allowed[:-1]))} or {allowed[-1]} voxels"
+    return (
+        f"{size} mm at this spacing: of {sides} the nearest to the {BLOCK_MM:.0f} mm of SMIT's "
+        f"authors, with at least {BLOCKS} blocks along each axis where the crop allows"
+    )
 
 
 def _of_teachers(method: type[Method], sizes: Sizes) -> list[Choice]:
@@ -210,8 +213,9 @@ def _prototypes(scans: int) -> Choice:
 
 
 def _momentum(steps: int) -> Choice:
-    momentum = round(min(max(1 - 10 / steps, 0.99), 0.999), 4)
-    reason = f"{steps} steps: the teacher follows within a tenth of the run"
+    momentum = round(min(max(1 - 10 / steps, 1 - 1 / LEAST_MEMORY), 0.999), 4)
+    tenth = "a tenth of the run" if steps >= 10 * LEAST_MEMORY else f"{LEAST_MEMORY} steps"
+    reason = f"{steps} steps: the teacher follows within {tenth}"
     return Choice("teacher_momentum", momentum, reason)
 
 
@@ -249,5 +253,5 @@ def _of_length(sizes: Sizes) -> list[Choice]:
     steps = sizes.steps
     if steps >= LONG:
         return []
-    reason = f"{steps} steps; 0.999 remembers a thousand of them"
+    reason = f"{steps} steps; 0.999 remembers a thousand"
     return [Choice("beta2", 0.95 if steps < SHORT else 0.98, reason)]

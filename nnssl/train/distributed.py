@@ -20,21 +20,31 @@ AS_SIGTERM = tuple(
     getattr(signal, name) for name in ("SIGUSR1", "SIGUSR2") if hasattr(signal, name)
 )
 LONG = timedelta(days=14)  # one process prepares ten thousand scans while the others wait
+LAST = 2  # the number of the last turn of `rank_zero_first`
 
 
 def choose_device(requested: str | None) -> torch.device:
     """The device of this process: `requested`, or a GPU where there is one.
 
-    Raises ValueError when it is not there.
+    Raises ValueError when it is not there, and where a machine has more processes than GPUs.
     """
     available = _available_devices()
     name = requested or ("cuda" if "cuda" in available else "cpu")
     if name not in available:
         there = ", ".join(available)
         raise ValueError(f"-device {name} is not available on this machine; available: {there}")
-    if name == "cuda":
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
-    return torch.device(name)
+    return _own_gpu() if name == "cuda" else torch.device(name)
+
+
+def _own_gpu() -> torch.device:
+    number, gpus = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
+    if number >= gpus:
+        raise ValueError(
+            f"process {number + 1} of this machine has no GPU: {gpus} can be seen. Start at most "
+            f"{gpus} here (-num_gpus {gpus}, or torchrun --nproc-per-node={gpus}), or look at "
+            "CUDA_VISIBLE_DEVICES"
+        )
+    return torch.device("cuda", number)
 
 
 def _available_devices() -> list[str]:
@@ -76,11 +86,7 @@ def _as_sigterm(*_: object) -> None:
 
 
 def init_process_group(device: torch.device) -> None:
-    """Join the other processes when a launcher started several; nothing otherwise.
-
-    Raises ValueError where srun started several that do not know of each other.
-    """
-    _require_one_launcher()
+    """Join the other processes when a launcher started several; nothing otherwise."""
     if int(os.environ.get("WORLD_SIZE", 1)) == 1 or dist.is_initialized():
         return
     if device.type == "cuda":
@@ -88,7 +94,8 @@ def init_process_group(device: torch.device) -> None:
     td.init_process_group("nccl" if device.type == "cuda" else "gloo")
 
 
-def _require_one_launcher() -> None:
+def require_one_launcher() -> None:
+    """Raise ValueError where srun started several processes that do not know of each other."""
     together = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
     if together not in ("", "1") and "RANK" not in os.environ:
         raise ValueError(
@@ -110,30 +117,57 @@ Result = TypeVar("Result")
 def rank_zero_first(
     work: Callable[[], Result], done: Callable[[], Result | None] = lambda: None
 ) -> Result:
-    """Rank 0 does `work` first. The others take what is `done` then, or do it too where that is
-    None. Returns what `work` returns.
+    """Rank 0 does `work` first, then one process of each other machine, then the rest. All but rank
+    0 take what is `done` when it is their turn, or do it too where that is None. Returns what
+    `work` returns.
 
-    An error of rank 0 ends the others as well, at once, instead of leaving them waiting.
+    An error of one that was waited for ends the others as well, at once, instead of leaving them
+    waiting.
     """
     if not dist.is_initialized():
         return work()
     # a number only where a process is no member
     patient = cast("td.ProcessGroup", td.new_group(backend="gloo", timeout=LONG))
-    outcome: list = [None, False]
+    mine = _turn()
+    for _ in range(mine):
+        _wait_for_a_turn(patient)
+    try:
+        result = done() if mine else None
+        result = work() if result is None else result
+    except BaseException as error:
+        if mine < LAST:
+            _end_a_turn(patient, error)
+        raise
+    for _ in range(mine, LAST):
+        _wait_for_a_turn(patient)
+    return result
+
+
+def _turn() -> int:
+    """0 for rank 0, 1 for the first process of another machine, `LAST` for the rest."""
     if dist.is_main():
-        try:
-            result = work()
-        except BaseException as error:
-            outcome = [f"{type(error).__name__}: {error}", isinstance(error, signals.Interrupted)]
-            td.broadcast_object_list(outcome, src=0, group=patient)
-            raise
-        td.broadcast_object_list(outcome, src=0, group=patient)
-        return result
-    td.broadcast_object_list(outcome, src=0, group=patient)
-    if outcome[0] is not None:
-        raise signals.Interrupted if outcome[1] else RuntimeError(f"rank 0 failed: {outcome[0]}")
-    result = done()
-    return work() if result is None else result
+        return 0
+    return 1 if os.environ.get("LOCAL_RANK", "0") == "0" else LAST
+
+
+def _wait_for_a_turn(group: td.ProcessGroup) -> None:
+    """Until this turn has ended; raises where a process has failed in it."""
+    for rank, failure in enumerate(_end_a_turn(group, None)):
+        if failure is not None:
+            said, interrupted = failure
+            raise (
+                signals.Interrupted if interrupted else RuntimeError(f"rank {rank} failed: {said}")
+            )
+
+
+def _end_a_turn(
+    group: td.ProcessGroup, error: BaseException | None
+) -> list[tuple[str, bool] | None]:
+    """What went wrong, by rank: in words, and whether it is a request to stop."""
+    failures: list[tuple[str, bool] | None] = [None] * dist.world_size()
+    own = error and (f"{type(error).__name__}: {error}", isinstance(error, signals.Interrupted))
+    td.all_gather_object(failures, own, group=group)
+    return failures
 
 
 def require_same(value: object, device: torch.device, message: str) -> None:

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
-import torch
 from torch import Tensor
 from tqdm import tqdm
 
@@ -21,7 +20,7 @@ from nnssl.train.run import WHEN_DIVERGED, Diverged, Run
 from nnssl.train.stopping import Signals
 from nnssl.types import PrintFn
 
-SAVE_SECONDS = 600.0  # a run is saved at least this often, however slow its steps are
+SAVE_SECONDS = 600.0  # after which a run is saved at the end of its step
 PATIENCE = 20  # steps in a row without a finite gradient before a run gives up
 
 
@@ -33,23 +32,25 @@ def train(run: Run, print_fn: PrintFn = print) -> Path:
     However it ends, no process that it started is left.
     """
     config = run.config
-    log = Log(run, print_fn)
-    manifest = Manifest(run, print_fn)
-    bar = _step_bar(run)
     micro = batches.MicroBatches(run.step, config.steps, config.batch_size, config.accumulate)
     reading = batches.reading(
         run.crops, micro, config.workers, pin_memory=run.device.type == "cuda"
     )
     step = StepGraph(run, print_fn).step if config.graph else run.advance
-    with closing(log), Signals() as signals, reading as stream, bar:
+    manifest = Manifest(run, print_fn)
+    with (
+        closing(Log(run, print_fn)) as log,
+        Signals() as signals,
+        reading as stream,
+        _step_bar(run) as bar,
+    ):
         clock, saver = _Clock(), _Saver(log, manifest, _Picture(log, run, print_fn))
         while run.step < config.steps:
-            try:
-                with signals.waiting(), clock.waiting():
-                    parts = [next(stream) for _ in range(config.accumulate)]
-            except Interrupted:
-                saver.save()  # no picture: it would wait for the same data
-                raise _stopped(run) from None
+            with clock.waiting():
+                parts = signals.wait_for(lambda: [next(stream) for _ in range(config.accumulate)])
+            if signals.stop_requested() or parts is None:
+                saver.stop(draw=not signals.gave_up)  # a picture would wait for the same data
+                raise _stopped(run)
             result = step(parts)
             clock.steps += 1
             logged = run.step % config.log_every == 0 or run.step == config.steps or run.probes()
@@ -60,11 +61,7 @@ def train(run: Run, print_fn: PrintFn = print) -> Path:
                 row = _write_row(log, result, clock, parts)
                 bar.set_postfix(_postfix(row), refresh=False)
             bar.update()
-            stop = signals.stop_requested(run.step)
-            saved = saver.after_step(stop, logged)
-            if stop:
-                raise _stopped(run)
-            if logged or saved:
+            if saver.after_step() or logged:
                 clock = _Clock()
     return saver.finish()
 
@@ -117,24 +114,32 @@ class _Saver:
 
     def __init__(self, log: Log, manifest: Manifest, picture: _Picture) -> None:
         self.log, self.manifest, self.picture = log, manifest, picture
-        self.since_save = _SinceSave(log.run.device)
+        self.saved = time.perf_counter()
 
-    def after_step(self, stop: bool, logged: bool) -> bool:
+    def after_step(self) -> bool:
         """Save where it is due, and draw the pictures; whether it was."""
-        if not (stop or self._is_due() or (logged and self.since_save.is_long())):
+        if not self._is_due():
             return False
-        self.save()
-        self.since_save = _SinceSave(self.log.run.device)
+        self._save()
         self.picture.draw()
         return True
 
     def _is_due(self) -> bool:
-        run = self.log.run
-        return run.step % run.config.save_every == 0 or run.step == run.config.steps
+        """By the step, or by the clock of the first process, which alone writes."""
+        run, seconds = self.log.run, time.perf_counter() - self.saved
+        by_step = run.step % run.config.save_every == 0 or run.step == run.config.steps
+        return by_step or (dist.is_main() and seconds > SAVE_SECONDS)
 
-    def save(self) -> None:
+    def _save(self) -> None:
         self.log.run.save(self.log.last)
         self.manifest.write()
+        self.saved = time.perf_counter()
+
+    def stop(self, draw: bool) -> None:
+        """Save before the run stops."""
+        self._save()
+        if draw:
+            self.picture.draw()
 
     def finish(self) -> Path:
         final = self.log.run.finish(self.log.last)
@@ -180,18 +185,6 @@ class _Clock:
             "seconds": (time.perf_counter() - self.began) / self.steps,
             "waited": self.waited / self.steps,
         }
-
-
-class _SinceSave:
-    """The time since the last save; all processes decide alike."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device, self.began = device, time.perf_counter()
-
-    def is_long(self) -> bool:
-        """Whether it is more than SAVE_SECONDS. Waits for the device and the other processes."""
-        seconds = torch.tensor(time.perf_counter() - self.began, device=self.device)
-        return float(dist.all_reduce_mean(seconds)) > SAVE_SECONDS
 
 
 def _check_skipped(run: Run, losses: dict[str, Tensor], steps: int, print_fn: PrintFn) -> bool:

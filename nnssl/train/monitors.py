@@ -32,8 +32,8 @@ ALIKE = 0.05
 
 ADVICE = {
     "embedding": "all crops look alike to the encoder (embedding_std < 0.05). Try a larger batch "
-    "(--batch-size, or --accumulate), a lower learning rate (--set lr=...), or a slower teacher "
-    "(--set teacher_momentum=0.999)",
+    "(--batch-size), a lower learning rate (--set lr=...), or a slower teacher (--set "
+    "teacher_momentum=0.999)",
     "uniform": "the teacher's targets carry no information (entropy near log K). Try a sharper "
     "teacher (--set teacher_temperature_end=0.04), a lower learning rate (--set lr=...) or fewer "
     "prototypes (--set prototypes=1024)",

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nnssl import files
-from nnssl.data.plan import Plan
 
 if TYPE_CHECKING:
     from nnssl.train.pretrain_options import Options
@@ -59,9 +58,10 @@ def _is_folder(root: Path, name: str) -> bool:
     return len(os.fsencode(name)) < 256 and (root / name).is_dir()
 
 
-def results_folder(options: Options, plan: Plan) -> Path:
+def results_folder(options: Options, collection: str) -> Path:
+    """Of a run on the collection of this name."""
     named = run_name(options.method, options.preset, dimensions(options))
-    return options.output or results_root() / plan.name / named
+    return options.output or results_root() / collection / named
 
 
 def results_root() -> Path:

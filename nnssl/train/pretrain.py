@@ -10,10 +10,11 @@ import torch
 from nnssl import dist, files, signals
 from nnssl.cpu.products import by_onednn
 from nnssl.host_memory import keep_freed_memory
-from nnssl.train import boards, cache, distributed, earlier_run, parcels_choice
-from nnssl.train.build import build_run, method_class
+from nnssl.train import distributed, earlier_run, mistakes, parcels_choice
+from nnssl.train.build import build_run
 from nnssl.train.loop import train
-from nnssl.train.places import data_folder, dimensions, results_folder
+from nnssl.train.pictures import VIEWS
+from nnssl.train.places import data_folder, results_folder
 from nnssl.train.prepared_scans import prepare_scans, stored_plan
 from nnssl.train.pretrain_options import Options
 from nnssl.train.run import FINAL, LATEST
@@ -33,6 +34,8 @@ def pretrain(options: Options, print_fn: PrintFn = print) -> Path | None:
     well.
     """
     with signals.handled(_stop), ExitStack() as held:
+        if not options.only_prepare or options.num_parts == 1:  # parts need not know of each other
+            distributed.require_one_launcher()
         device = distributed.choose_device(options.device)
         keep_freed_memory()
         distributed.init_process_group(device)
@@ -45,14 +48,14 @@ def pretrain(options: Options, print_fn: PrintFn = print) -> Path | None:
 def _pretrain(
     options: Options, device: torch.device, print_fn: PrintFn, held: ExitStack
 ) -> Path | None:
-    _refuse_bad_options(options, device)
+    mistakes.refuse(options, device)
     name, folder = data_folder(options)
     plan = distributed.rank_zero_first(
         lambda: prepare_scans(options, name, folder, print_fn), lambda: stored_plan(folder)
     )
     if options.only_prepare:
         return None
-    results = results_folder(options, plan)
+    results = results_folder(options, plan.name)
     distributed.rank_zero_first(lambda: _lock(results, held))
     there = (results / LATEST).exists()
     distributed.require_same(there, device, f"{results / LATEST} {SOME_SEE}")
@@ -68,20 +71,12 @@ def _pretrain(
     return final
 
 
-def _refuse_bad_options(options: Options, device: torch.device) -> None:
-    """Report a mistake before any scan is read."""
-    method_class(options.method).Config.parse(options.settings)
-    dimensions(options)
-    boards.require_packages(options.tensorboard, options.wandb or boards.wandb_enabled())
-    cache.require_supported(options.cache, device)
-
-
 def _lock(folder: Path, held: ExitStack) -> None:
     """Lock the results for this run, and remove what a killed one left half written."""
     if dist.is_main():
         hint = "wait for it or stop it, or choose another folder with -o"
         held.enter_context(files.locked(folder, hint))
-        files.sweep(folder)
+        files.sweep(folder, folder / VIEWS)
 
 
 def _stop(*_: object) -> None:

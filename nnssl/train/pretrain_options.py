@@ -89,7 +89,9 @@ class Options:
     update: bool = option(False, "add new scans of -i or -d to the existing collection")
     check: bool = option(False, "read every preprocessed scan, and preprocess damaged ones again")
     part_id: int = option(0, "this machine's part of the preprocessing, from 0", flag="-part_id")
-    num_parts: int = option(1, "how many machines share the preprocessing", flag="-num_parts")
+    num_parts: int = option(
+        1, "how many machines share the preprocessing", flag="-num_parts", check=at_least(1)
+    )
     only_prepare: bool = option(False, "preprocess and stop before training")
 
     preset: str = option(
@@ -112,7 +114,9 @@ class Options:
     steps: int | None = option(
         None, f"optimiser steps; default: {DEFAULT_STEPS}", check=at_least(1)
     )
-    epochs: int | None = option(None, "instead of --steps: how often each scan is visited")
+    epochs: int | None = option(
+        None, "instead of --steps: how often each scan is visited", check=at_least(1)
+    )
     batch_size: int | None = option(
         None, "scans per step, over all processes; default: as many as fit", check=at_least(1)
     )
@@ -139,7 +143,10 @@ class Options:
 
     device: str | None = option(None, group="on what", **DEVICE)
     workers: int | None = option(
-        None, "processes that read crops; default: depends on the machine", metavar="N"
+        None,
+        "processes that read crops; default: depends on the machine",
+        metavar="N",
+        check=at_least(0),
     )
     cache: str = option(
         "auto",
@@ -177,7 +184,10 @@ class Options:
         10, "labelled cases, half of them to fit, half to test; default: %(default)s", metavar="N"
     )
     probe_every: int | None = option(
-        None, "steps between probes; default: ten times in the run", metavar="STEPS"
+        None,
+        "steps between probes; default: ten times in the run",
+        metavar="STEPS",
+        check=at_least(1),
     )
     tensorboard: bool = option(
         False, 'also log to TensorBoard (pip install "nnssl-swin[tensorboard]")'

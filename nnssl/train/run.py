@@ -35,8 +35,9 @@ if TYPE_CHECKING:  # it reads files, for which a benchmark has no library
 
 LATEST, BEST = "checkpoint_latest.pth", "checkpoint_best.pth"
 WHEN_DIVERGED = (
-    "Try a lower learning rate (--set lr=1e-4), stronger clipping (--set clip_norm=0.3), and look "
-    "for scans with extreme values in report.csv"
+    "What helps: a new run (-o FOLDER), also from the encoder of the last save (--from "
+    "checkpoint_latest.pth), with a lower learning rate (--set lr=1e-4) or stronger clipping "
+    "(--set clip_norm=0.3). Look for scans with extreme values in report.csv"
 )
 
 

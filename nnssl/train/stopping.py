@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from typing import NoReturn
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import NoReturn, TypeVar, cast
 
 import torch
+import torch.distributed as td
 
 from nnssl import dist, signals
 
-GRACE = 10  # seconds; torchrun kills after 30
-ALARM = (signal.SIGALRM,) if hasattr(signal, "SIGALRM") else ()
-
-EVERY = 10
+T = TypeVar("T")
 
 
 class Signals:
-    """Turns the signals that stop a program (signals.STOPS) into a flag that the loop reads after
+    """Turns the signals that stop a program (signals.STOPS) into a flag that the loop reads before
     each step.
+
+    gave_up: whether a wait was ended by a signal: what was waited for may never come.
     """
 
     def __enter__(self) -> Signals:
-        self.received = self.waits = False
+        self.received = self.waits = self.gave_up = False
+        # not the backend of a GPU: the host would wait for all steps before
+        self.group = td.new_group(backend="gloo") if dist.is_initialized() else None
         self.stack = ExitStack()
         self.stack.enter_context(signals.handled(self._record))
         return self
@@ -31,46 +32,38 @@ class Signals:
     def __exit__(self, *_: object) -> None:
         self.stack.close()
 
-    @contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Within, a signal raises Interrupted: what is waited for may never come.
+    def wait_for(self, what: Callable[[], T]) -> T | None:
+        """What `what` returns; None after a signal, which ends the wait."""
+        if self.received:
+            return None
+        try:
+            return self._while_waiting(what)
+        except signals.Interrupted:
+            self.gave_up = True
+            return None
 
-        With several processes only after GRACE seconds, as the others may be in a step already.
-        """
-        with signals.handled(self._give_up, ALARM) if dist.is_initialized() else ExitStack():
-            self.waits = True
-            try:
-                if self.received:
-                    self._stop_waiting()
-                yield
-            finally:
-                self.waits = False
-                if dist.is_initialized() and ALARM:
-                    signal.alarm(0)
+    def _while_waiting(self, what: Callable[[], T]) -> T:
+        self.waits = True
+        try:
+            if self.received:
+                self._interrupt()
+            return what()
+        finally:
+            self.waits = False
 
-    def stop_requested(self, step: int = 0) -> bool:
-        """True on every process once any was signalled. On GPUs they agree every `EVERY` steps: it
-        is a wait.
+    def stop_requested(self) -> bool:
+        """True on every process once any was signalled. Each calls it before each step, with its
+        batch or without: none enters a step that another does not.
         """
-        if not dist.is_initialized():
+        if self.group is None:
             return self.received
-        device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
-        if device == "cuda" and step % EVERY:
-            return False
-        return float(dist.all_reduce_mean(torch.tensor(float(self.received), device=device))) > 0
+        flag = torch.tensor(int(self.received))
+        # a number only where a process is no member
+        td.all_reduce(flag, td.ReduceOp.MAX, cast("td.ProcessGroup", self.group))
+        return bool(flag)
 
     def _record(self, *_: object) -> None:
         self.received = True
-        if self.waits:
-            self._stop_waiting()
-
-    def _stop_waiting(self) -> None:
-        if not dist.is_initialized():
-            self._interrupt()
-        if ALARM:
-            signal.alarm(GRACE)
-
-    def _give_up(self, *_: object) -> None:
         if self.waits:
             self._interrupt()
 
