@@ -85,6 +85,7 @@ class Options:
         help="preprocessing processes, each with one scan in memory; default: %(default)s",
         flag="-np",
         metavar="N",
+        check=at_least(0),
     )
     update: bool = option(False, "add new scans of -i or -d to the existing collection")
     check: bool = option(False, "read every preprocessed scan, and preprocess damaged ones again")
@@ -112,7 +113,9 @@ class Options:
     steps: int | None = option(
         None, f"optimiser steps; default: {DEFAULT_STEPS}", check=at_least(1)
     )
-    epochs: int | None = option(None, "instead of --steps: how often each scan is visited")
+    epochs: int | None = option(
+        None, "instead of --steps: how often each scan is visited", check=at_least(1)
+    )
     batch_size: int | None = option(
         None, "scans per step, over all processes; default: as many as fit", check=at_least(1)
     )
@@ -131,7 +134,7 @@ class Options:
         flag="--set",
         metavar="FIELD=VALUE",
     )
-    seed: int = option(0)
+    seed: int = option(0, check=at_least(0))
     resume: bool = option(False, "continue from checkpoint_latest.pth, exactly", flag="--c")
     output: Path | None = option(
         None, "results folder, instead of the default", flag="-o", metavar="FOLDER"
@@ -139,7 +142,10 @@ class Options:
 
     device: str | None = option(None, group="on what", **DEVICE)
     workers: int | None = option(
-        None, "processes that read crops; default: depends on the machine", metavar="N"
+        None,
+        "processes that read crops; default: depends on the machine",
+        metavar="N",
+        check=at_least(0),
     )
     cache: str = option(
         "auto",
@@ -177,7 +183,10 @@ class Options:
         10, "labelled cases, half of them to fit, half to test; default: %(default)s", metavar="N"
     )
     probe_every: int | None = option(
-        None, "steps between probes; default: ten times in the run", metavar="STEPS"
+        None,
+        "steps between probes; default: ten times in the run",
+        metavar="STEPS",
+        check=at_least(1),
     )
     tensorboard: bool = option(
         False, 'also log to TensorBoard (pip install "nnssl-swin[tensorboard]")'
@@ -190,6 +199,11 @@ class Options:
 
     def __post_init__(self) -> None:
         require(self)
+        if None not in (self.steps, self.epochs):
+            raise ValueError(
+                f"--steps {self.steps} and --epochs {self.epochs} both give the length of the run: "
+                "leave one of them out"
+            )
 
 
 @dataclass(frozen=True)
