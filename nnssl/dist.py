@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,6 +10,8 @@ from typing import Protocol
 
 import torch
 import torch.distributed as td
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from nnssl.types import GradContext
 
@@ -106,3 +109,17 @@ def all_gather_with_gradient(tensor: torch.Tensor) -> torch.Tensor:
 def barrier() -> None:
     if is_initialized():
         td.barrier()
+
+
+def data_parallel(module: nn.Module) -> nn.Module:
+    """`module` for the training in several processes, which average its gradients; itself in one.
+
+    Its buffers are not sent at each step: every process moves them alike.
+    """
+    if not is_initialized():
+        return module
+    known = inspect.signature(DistributedDataParallel).parameters
+    # newer versions of PyTorch warn of the former name
+    name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+    unsent: dict = {name: False}
+    return DistributedDataParallel(module, **unsent)

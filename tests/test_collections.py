@@ -360,6 +360,90 @@ def test_a_run_says_what_it_starts_from_and_of_which_size(nnunet_env, trains, tm
     assert "continuing at step 1 of 2" in trains(start=path, steps=2, resume=True)
 
 
+@pytest.fixture
+def started(trains, tmp_path) -> Path:
+    """A run of one step that began from this checkpoint."""
+    path = pretrained(tmp_path / "first", replace(ENCODER, spatial_dims=2))
+    trains(start=path, steps=1)
+    return path
+
+
+@pytest.mark.parametrize("change", ["rewritten", "moved", "gone", "not typed", "typed otherwise"])
+def test_a_run_goes_on_whatever_became_of_the_checkpoint_that_it_started_from(
+    trains, started, nnunet_env, monkeypatch, change
+):
+    """All its weights are in its own checkpoint."""
+    before = checkpoint.load(run_folder(nnunet_env) / FINAL).header
+    typed = started
+    if change == "rewritten":
+        pretrained(started.parent, seed=7)  # with an encoder of other dimensions
+    elif change == "moved":
+        typed = started.rename(started.with_name("elsewhere.pth"))
+    elif change == "gone":
+        started.unlink()
+    elif change == "not typed":
+        typed = None
+    else:
+        monkeypatch.chdir(started.parent)
+        typed = Path(started.name)
+    assert "continuing at step 1 of 2" in trains(start=typed, steps=2, resume=True)
+    header = checkpoint.load(run_folder(nnunet_env) / FINAL).header
+    assert header["step"] == 2
+    for name in ("start", "preset", "encoder"):
+        assert header[name] == before[name]
+
+
+def test_another_start_is_refused_in_words(trains, started, tmp_path, nnunet_env):
+    sha256 = checkpoint.load(started).sha256[:12]
+    other = pretrained(tmp_path / "second", replace(ENCODER, spatial_dims=2), seed=7)
+    for typed in (other, tmp_path / "nowhere.pth", "hf://owner/"):
+        with pytest.raises(ValueError, match="cannot be continued") as error:
+            trains(start=typed, steps=2, resume=True)
+        assert (
+            f"\n  --from: was {started} (method smit, sha256 {sha256}), now {typed} (leave --from "
+            "out: the run continues with its own weights)\n"
+        ) in str(error.value)
+    trains(name="random", steps=1)
+    with pytest.raises(ValueError, match=rf"\n  --from: was not given, now {other} \(leave"):
+        trains(name="random", start=other, steps=2, resume=True)
+
+
+def test_what_was_typed_of_another_run_is_refused_before_anything_is_derived(
+    trains, nnunet_env, tmp_path
+):
+    folder = tmp_path / "named"
+    trains(output=folder, steps=1)
+    for method in ("smit", "rotation", "simclr"):
+        with pytest.raises(ValueError, match=rf"these:\n  method: was simmim, now {method}\nUse"):
+            trains(method, output=folder, steps=2, resume=True)
+    with pytest.raises(ValueError, match=r"these:\n  dims: was 2, now 3\nUse"):
+        trains(output=folder, crop=None, dims=3, steps=2, resume=True)
+    with pytest.raises(ValueError, match=r"these:\n  preset: was tiny, now smit\nUse"):
+        trains(output=folder, preset="smit", steps=2, resume=True)
+    # neither the crop nor --dims need be repeated
+    assert "continuing at step 1 of 2" in trains(output=folder, crop=None, steps=2, resume=True)
+
+
+def test_a_run_of_an_earlier_version_goes_on_though_its_method_has_a_new_setting(
+    trains, nnunet_env
+):
+    trains(settings=["clip_norm=3"])  # as it was then
+    path = run_folder(nnunet_env) / LATEST
+    content = checkpoint.read(path)
+    assert content["header"]["method_config"].pop("clip_norm") == 3.0
+    checkpoint.write(path, content)
+    assert "continuing at step 2 of 3" in trains(resume=True, steps=3)
+    assert checkpoint.read(path)["header"]["method_config"]["clip_norm"] == 3.0
+
+
+def test_a_copy_of_the_final_checkpoint_is_no_run_to_continue(trains, nnunet_env):
+    trains()
+    folder = run_folder(nnunet_env)
+    shutil.copy(folder / FINAL, folder / LATEST)
+    with pytest.raises(ValueError, match=r"latest\.pth holds no training state .*--from"):
+        trains(resume=True, steps=3)
+
+
 def run_folder(nnunet_env) -> Path:
     return nnunet_env["nnUNet_results"] / "nnssl" / "made" / "simmim__tiny_2d"
 

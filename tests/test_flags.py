@@ -34,13 +34,13 @@ LINES = {
             "-m smit -i scans",
             "-m simmim -d 501 Dataset502_B --channels 2 0 2 --name made --spacing 3 2 1.5 "
             "--hu -500 500 --no-hu -np 3 --update --check -part_id 1 -num_parts 2 --only-prepare "
-            "--pattern */ct.nii.gz b -a tiny --from hf://owner/repo/file --steps 5 --epochs 6 "
+            "--pattern */ct.nii.gz b -a tiny --from hf://owner/repo/file --epochs 6 "
             "--batch-size 4 --accumulate 2 --crop 32 48 --dims 2 --set lr=1e-4 beta2=0.9 --seed 7 "
             "--c -o folder -device cpu --workers 2 --cache off --fp32 --compile --graph "
             "--checkpointing "
             "--log-every 3 --save-every 9 --probe 503 --probe-cases 8 --probe-every 11 "
             "--tensorboard --wandb",
-            "-m smit -i a b --channels all",
+            "-m smit -i a b --channels all --steps 5",
         ],
     ),
     "plan": (

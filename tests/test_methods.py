@@ -17,6 +17,7 @@ import torch
 from nnssl import checkpoint
 from nnssl.encoder.swin import Swin
 from nnssl.methods import METHODS, MethodConfig
+from nnssl.modules.running import discard_all
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -158,7 +159,7 @@ def test_loss_draws_nothing(name):
     views = micro.views(method)
     before = torch.get_rng_state()
     first = method(views).losses["total"]
-    method.skipped_step()
+    discard_all(method)
     assert torch.equal(torch.get_rng_state(), before)
     assert torch.equal(first, method(views).losses["total"])
 
@@ -173,11 +174,11 @@ def test_a_state_dict_holds_the_whole_method(name):
     assert torch.equal(method(views).losses["total"], other(views).losses["total"])
 
 
-def test_a_skipped_step_leaves_nothing_behind(name):
+def test_a_trial_that_is_discarded_leaves_nothing_behind(name):
     method = micro.method(name)
     before = {k: v.clone() for k, v in method.state_dict().items() if torch.is_tensor(v)}
     method(micro.views(method))
-    method.skipped_step()
+    discard_all(method)
     for key, value in before.items():
         assert torch.equal(method.state_dict()[key], value), key
 

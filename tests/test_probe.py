@@ -410,9 +410,12 @@ def test_the_best_encoder_is_kept(tmp_path, stored, quiet):
     assert "Dataset007_Made at step 6" in text
 
 
-def test_the_best_of_other_cases_does_not_count(tmp_path, stored, quiet):
+@pytest.mark.parametrize("other", [{"cases": ["others"]}, {"dataset": "Dataset008_Other"}], ids=str)
+def test_the_best_of_other_cases_does_not_count(tmp_path, stored, quiet, other):
+    """Cases of one id may be of different datasets."""
     run = probed_run(tmp_path, stored)
-    run.probed = {"cases": ["others"], "best": 0.99, "best_step": 1}
+    own = {"dataset": run.probe.dataset, "cases": run.probe.cases}
+    run.probed = {**own, **other, "best": 0.99, "best_step": 1}
     train(run, lambda _: None)
     assert run.probed["best"] < 0.99
     assert (tmp_path / BEST).is_file()

@@ -9,6 +9,7 @@ import math
 import os
 import signal
 import time
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -80,6 +81,14 @@ def watch_run(run: Run) -> dict:
 
 def plain_run(folder: Path, accumulate: int = 1) -> Run:
     return micro.run(folder, steps=STEPS, accumulate=accumulate)
+
+
+def start_of_a_run(folder: Path) -> tuple[list[str], bool]:
+    """What PyTorch warns of, and whether the buffers are sent at each step."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        run = plain_run(folder)
+    return [str(warning.message) for warning in caught], run.model.will_sync_module_buffers()
 
 
 def shared_head_run(folder: Path) -> Run:
@@ -229,6 +238,7 @@ def as_rank(rank: int, folder: Path) -> None:
         "gathered": dist.all_gather(torch.full((2, 3), float(rank))),
         "mean": float(dist.all_reduce_mean(torch.tensor(float(rank)))),
         "uneven": uneven_mean([ROWS[:0], ROWS[:2]] if rank == 0 else [ROWS[2:3], ROWS[3:]]),
+        "start": start_of_a_run(folder / "start"),
         "plain": watch_run(plain_run(folder / "plain")),
         "accumulated": watch_run(plain_run(folder / "accumulated", accumulate=2)),
         "ibot": watch_run(shared_head_run(folder / "ibot")),
@@ -330,6 +340,10 @@ def test_several_processes_of_which_one_waits_for_data_are_saved_and_end(found, 
     assert [result["waiting"][number] for result in results] == [said, said]
     saved = checkpoint.read(folder / f"waiting{number}" / LATEST)
     assert saved["training_state"]["step"] == 1
+
+
+def test_a_run_of_several_processes_starts_without_a_warning_and_sends_no_buffers(found):
+    assert [rank["start"] for rank in found[1]] == [([], False)] * WORLD
 
 
 def test_only_the_first_process_writes(found):

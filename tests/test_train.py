@@ -18,6 +18,7 @@ from torch.utils.data import default_collate
 
 from nnssl import checkpoint, dist
 from nnssl.methods.method import MethodConfig, Step
+from nnssl.modules.running import discard_all, update_all
 from nnssl.train import batches, build, capacity, earlier_run, loop
 from nnssl.train.graph import StepResult
 from nnssl.train.learning_rate import learning_rate, parameter_groups
@@ -158,14 +159,98 @@ def test_a_run_that_was_killed_goes_on_from_its_last_save(tmp_path):
     assert rows(tmp_path / "whole") == rows(tmp_path / "parts")
 
 
+def finished_again(folder: Path) -> Run:
+    """The command typed again with --c, on another day."""
+    run = micro.run(folder, steps=2)
+    run.header["created"] = "2000-01-02"
+    run.resume()
+    train(run, silent)
+    return run
+
+
 def test_a_finished_run_is_finished_again_without_a_step(tmp_path):
     first = micro.run(tmp_path, steps=2)
     train(first, silent)
-    again = micro.run(tmp_path, steps=2)
-    again.resume()
-    train(again, silent)
+    again = finished_again(tmp_path)
     assert_same(everything(first), everything(again))
     assert [row["step"] for row in rows(tmp_path)] == [1, 2]
+
+
+def test_a_finished_run_that_is_typed_again_keeps_the_file_that_plans_have_pinned(tmp_path):
+    final = tmp_path / FINAL
+    train(micro.run(tmp_path, steps=2), silent)
+    before = final.read_bytes()
+    finished_again(tmp_path)
+    assert final.read_bytes() == before
+    final.unlink()
+    finished_again(tmp_path)
+    assert checkpoint.load(final).header["created"] == "2000-01-02"
+
+
+@pytest.mark.parametrize("what", ["damaged", "of another step", "of another run"])
+def test_a_final_checkpoint_that_is_not_the_runs_is_written_again(tmp_path, what):
+    train(micro.run(tmp_path, steps=2), silent)
+    final = tmp_path / FINAL
+    content = checkpoint.read(final)
+    if what == "damaged":
+        final.write_bytes(final.read_bytes()[:-100])
+    elif what == "of another step":
+        content["header"]["step"] = 1
+        checkpoint.write(final, content)
+    else:
+        next(iter(content["network_weights"].values()))[0] += 1
+        checkpoint.write(final, content)
+    run = finished_again(tmp_path)
+    loaded = checkpoint.load(final)
+    assert (loaded.header["step"], loaded.header["created"]) == (2, "2000-01-02")
+    assert_same(loaded.part(checkpoint.PREFIX), dict(run.method.encoder.state_dict()))
+
+
+def test_the_same_training_gives_the_same_bytes_also_with_a_stop(tmp_path):
+    """Not those of checkpoint_latest.pth: it may be saved at other steps."""
+    for name in ("one", "two"):
+        train(micro.run(tmp_path / name, steps=4), silent)
+    stopped = micro.run(tmp_path / "three", steps=4)
+    stop_after(stopped, 2, sigterm)
+    with pytest.raises(Interrupted):
+        train(stopped, silent)
+    second = micro.run(tmp_path / "three", steps=4)
+    second.resume()
+    train(second, silent)
+    one, two, three = ((tmp_path / name / FINAL).read_bytes() for name in ("one", "two", "three"))
+    assert one == two == three
+
+
+def edited_latest(folder: Path, edit) -> None:
+    content = checkpoint.read(folder / LATEST)
+    edit(content)
+    checkpoint.write(folder / LATEST, content)
+
+
+def test_a_run_from_before_a_setting_was_known_goes_on_with_it_as_it_was_then(tmp_path):
+    then = MethodConfig.BEFORE["clip_norm"]
+    train(micro.run(tmp_path, steps=2, settings={"clip_norm": then}), silent)
+    edited_latest(tmp_path, lambda content: content["header"]["method_config"].pop("clip_norm"))
+    with pytest.raises(ValueError, match=f"clip_norm: was {then}, now 1.0"):
+        micro.run(tmp_path, steps=2).resume()
+    run = micro.run(tmp_path, steps=3, settings={"clip_norm": then})
+    run.resume()
+    train(run, silent)
+    assert checkpoint.load(tmp_path / FINAL).header["method_config"]["clip_norm"] == then
+
+
+def test_another_method_is_refused_before_its_settings_are_compared(tmp_path):
+    train(micro.run(tmp_path, steps=1), silent)
+    with pytest.raises(ValueError, match="cannot be continued") as error:
+        micro.run(tmp_path, "ibot", {"local_views": 1}, steps=1).resume()
+    assert "these:\n  method: was smit, now ibot\nUse the original" in str(error.value)
+
+
+def test_a_checkpoint_without_training_state_is_named_with_the_remedy(tmp_path):
+    train(micro.run(tmp_path, steps=1), silent)
+    (tmp_path / LATEST).write_bytes((tmp_path / FINAL).read_bytes())
+    with pytest.raises(ValueError, match=r"latest.pth holds no training state.*Restore.*--from"):
+        micro.run(tmp_path, steps=1).resume()
 
 
 def test_other_settings_are_refused_on_resume(tmp_path):
@@ -225,7 +310,7 @@ def test_accumulation_gives_what_one_large_batch_gives(tmp_path):
             if parameter.requires_grad:
                 torch.testing.assert_close(parameter.grad, whole[name].grad, rtol=1e-3, atol=1e-6)
     for run in runs:
-        run.method.skipped_step()
+        discard_all(run.method)
         run.monitors = Monitors()
         train(run, silent)
     for parts in (2, 4):
@@ -406,7 +491,7 @@ def test_rows_of_the_log(tmp_path):
     assert lines[0]["rejected"] == sum(index % 3 for index in range(4, 8)) / 4
     assert 0 <= lines[0]["data_wait"] <= 1
     last = checkpoint.load(tmp_path / FINAL).header
-    assert last["metrics"] == lines[-1]
+    assert last["metrics"] == {k: v for k, v in lines[-1].items() if k not in TIMINGS}
     assert last["step"] == 5
 
 
@@ -458,6 +543,39 @@ def test_pictures_of_a_method_without_voxels_show_what_it_sees(tmp_path):
         "views",
         "views.png",
     }
+
+
+def test_a_show_of_pictures_that_fails_leaves_nothing_behind_that_would_move_a_centre(tmp_path):
+    run = micro.run(tmp_path)
+    views = micro.views(run.method)
+
+    def show(_: dict) -> dict:
+        run.method(views)
+        raise RuntimeError("out of memory")
+
+    run.method.show = show
+    before = {k: _copy(v) for k, v in run.method.state_dict().items()}
+    with pytest.raises(RuntimeError, match="out of memory"):
+        Log(run, silent).draw()
+    assert run.method.training
+    update_all(run.method)
+    assert_same(before, dict(run.method.state_dict()))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_monitored_number_that_is_not_finite_does_not_end_the_run(tmp_path, value):
+    run = micro.run(tmp_path, steps=2, save_every=1)
+    loss = run.method.loss
+
+    def with_overflow(views: dict) -> Step:
+        out = loss(views)
+        return Step(out.losses, {**out.monitored, "overflown": torch.tensor(value)})
+
+    run.method.loss = with_overflow
+    train(run, silent)
+    metrics = checkpoint.load(tmp_path / FINAL).header["metrics"]
+    assert "overflown" not in metrics
+    assert metrics["total"] == rows(tmp_path)[-1]["total"]
 
 
 def test_processes_on_gpus_agree_about_signals_without_their_gpus(monkeypatch):
@@ -606,6 +724,23 @@ def test_processes_of_one_machine_share_its_memory(monkeypatch):
     alone = capacity.free_bytes(micro.CPU)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     assert capacity.free_bytes(micro.CPU) < 0.5 * alone
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"epochs": 0}, "epochs must be at least 1, got 0"),
+        ({"seed": -1}, "seed must be at least 0, got -1"),
+        ({"workers": -1}, "workers must be at least 0, got -1"),
+        ({"num_processes": -1}, "num_processes must be at least 0, got -1"),
+        ({"probe_every": 0}, "probe_every must be at least 1, got 0"),
+        ({"steps": 5, "epochs": 2}, "--steps 5 and --epochs 2 both give the length .* leave one"),
+    ],
+    ids=str,
+)
+def test_options_that_cannot_be_are_refused_before_any_scan_is_read(given, message):
+    with pytest.raises(ValueError, match=message):
+        Options(method="smit", **given)
 
 
 def test_epochs_become_steps():

@@ -197,7 +197,7 @@ class ScaleWork:
     def build(self, resume: bool) -> None:
         chosen, folder = replace(self.options, resume=resume), self.collection.folder
         results = results_folder(chosen, self.plan.name)
-        earlier = earlier_run.read_earlier_run(results, resume, folder, self.plan, _silent)
+        earlier = earlier_run.read_earlier_run(results, chosen, folder, self.plan, _silent)
         device = torch.device("cpu")
         self.run = build_run(chosen, self.plan, folder, device, earlier, (), _silent)
 

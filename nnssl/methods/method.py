@@ -20,7 +20,7 @@ from nnssl.modules.bounds import (
     require_not_negative,
     require_part_of_run,
 )
-from nnssl.modules.running import discard_all, update_all
+from nnssl.modules.running import update_all
 from nnssl.network.reconstruction import PretrainedDecoder
 from nnssl.types import Shape
 from nnssl.views.intensity import STANDARD, Ranges
@@ -225,12 +225,6 @@ class Method(nn.Module, ABC):
         """
         self.progress = progress
         update_all(self)
-
-    def skipped_step(self) -> None:
-        """Instead of `after_step` if the gradient was not finite: discard the batch's pending
-        state.
-        """
-        discard_all(self)
 
     @abstractmethod
     def show(self, views: dict[str, Tensor]) -> dict[str, Float[Tensor, "batch 1 *_"]]:

@@ -50,7 +50,7 @@ class Running(Stepped):
         raise NotImplementedError
 
     def discard(self) -> None:
-        """Forget what was accumulated since the last update: the step was skipped."""
+        """Forget what was accumulated since the last update, as of a trial or a picture."""
         self._pending.clear()
 
 

@@ -11,13 +11,14 @@ if TYPE_CHECKING:
 def best_so_far(before: dict, probe: Probe, step: int, metrics: dict) -> dict:
     """What a checkpoint holds of the probe after `step`: its `metrics`, the best Dice and its step.
 
-    before: the same of an earlier step, or nothing. Only results on the same cases are compared.
+    before: the same of an earlier step, or nothing. Only results on the same cases of the same
+    dataset are compared: many datasets have a case_000.
     """
     probed = {name: value for name, value in metrics.items() if name.startswith("probe_")}
-    if before.get("cases") != probe.cases:
+    data = {"dataset": probe.dataset, "cases": probe.cases}
+    if any(before.get(name) != value for name, value in data.items()):
         before = {}
-    best = _best(before, probed["probe_dice"], step)
-    return {**best, "dataset": probe.dataset, "cases": probe.cases, "step": step, **probed}
+    return {**_best(before, probed["probe_dice"], step), **data, "step": step, **probed}
 
 
 def _best(before: dict, dice: float, step: int) -> dict:

@@ -17,6 +17,7 @@ from nnssl.checkpoint.describe import describe_start
 from nnssl.data import parcel_maps
 from nnssl.data.crops import Crops
 from nnssl.data.plan import Plan
+from nnssl.encoder.swin import Swin
 from nnssl.methods import Method
 from nnssl.train import (
     batches,
@@ -106,7 +107,7 @@ class _Builder:
 
     @property
     def dims(self) -> int:
-        return dimensions(self.options)
+        return len(self.earlier.crop) or dimensions(self.options)
 
     @property
     def bf16(self) -> bool:
@@ -163,12 +164,19 @@ class _Builder:
             self.kind, options.settings, sizes, self.earlier.method_config, self.from_scans
         )
         torch.manual_seed(batches.mixed_seed(options.seed, "weights"))
-        encoder, started = initial_encoder.encoder(
-            options.preset, options.start, self.dims, config.drop_path, options.checkpointing
-        )
+        encoder, started = self._encoder(config.drop_path)
         method = self.kind(encoder, config).to(self.device)
         method.ranges = Ranges.of(self.plan.hu)
         return _Sized(method, started, choices, batch_size)
+
+    def _encoder(self, drop_path: float) -> tuple[Swin, dict]:
+        options, earlier = self.options, self.earlier
+        if earlier.encoder:
+            own = initial_encoder.of_run(earlier.encoder, drop_path, options.checkpointing)
+            return own, earlier.started
+        return initial_encoder.encoder(
+            options.preset, options.start, self.dims, drop_path, options.checkpointing
+        )
 
     def _sizes(self, batch_size: int) -> configure.Sizes:
         spacing, scans = self.plan.spacing[-self.dims :], len(self.crops)

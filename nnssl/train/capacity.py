@@ -9,6 +9,7 @@ from torch import nn
 
 from nnssl import dist, limits
 from nnssl.methods.method import Method
+from nnssl.modules.running import discard_all
 from nnssl.train.batches import generator_for
 from nnssl.train.precision import Precision
 from nnssl.types import Shape
@@ -41,7 +42,7 @@ def _seconds_per_scan(method: Method, views: dict) -> float:
     method(views).losses["total"].backward()
     seconds = time.perf_counter() - began
     method.zero_grad(set_to_none=True)
-    method.skipped_step()
+    discard_all(method)
     return seconds
 
 
@@ -50,7 +51,7 @@ def fitting_batch_size(method: Method, crop: Shape, device: torch.device, bf16: 
     activations are counted.
     """
     needed = saved_bytes(method, trial(method, crop, device), device, bf16)
-    method.skipped_step()
+    discard_all(method)
     # a gradient and AdamW's two moments
     free = FRACTION * free_bytes(device) - 3 * _trained_bytes(method)
     return int(max(1, min(MOST[device.type], free // needed)))

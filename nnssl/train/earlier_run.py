@@ -4,14 +4,21 @@ overwriting it.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from nnssl import checkpoint
+from nnssl import address, files
+from nnssl.checkpoint.describe import describe_start
 from nnssl.data.plan import Plan
-from nnssl.files import names_in
+from nnssl.train.places import dimensions
 from nnssl.train.run import FINAL, LATEST
+from nnssl.train.same import changes, read_run, refuse_changes
 from nnssl.types import PrintFn, Shape
+
+if TYPE_CHECKING:
+    from nnssl.train.pretrain_options import Options
 
 
 @dataclass(frozen=True)
@@ -19,35 +26,70 @@ class EarlierRun:
     """What a run had derived, so that `--c` need not repeat it: numbers, crop in voxels, the
     method's settings. All is empty where there is no run.
 
-    cases: its scans' ids.
+    cases:   its scans' ids.
+    encoder: the encoder's configuration, as the header has it.
+    started: the header's entries on the encoder's start; {} for a random one of a preset.
     """
 
     run: dict = field(default_factory=dict)
     cases: list[str] | None = None
     crop: Shape = ()
     method_config: dict | None = None
+    encoder: dict = field(default_factory=dict)
+    started: dict = field(default_factory=dict)
 
 
 def read_earlier_run(
-    folder: Path, resume: bool, data: Path, plan: Plan, print_fn: PrintFn
+    folder: Path, options: Options, data: Path, plan: Plan, print_fn: PrintFn
 ) -> EarlierRun:
-    """The run in `folder` that continues, or nothing; ValueError as `require_free`."""
-    require_free(folder, resume)
-    return read_latest(folder, data, plan, print_fn) if resume else EarlierRun()
+    """The run in `folder` that continues, or nothing. `data` holds the preprocessed scans.
 
-
-def read_latest(folder: Path, data: Path, plan: Plan, print_fn: PrintFn) -> EarlierRun:
-    """Of checkpoint_latest.pth in `folder`, nothing where there is none. `data` holds the
-    preprocessed scans.
+    Raises ValueError as `require_free`, and where `options` are of another run.
     """
-    if not (folder / LATEST).exists():
+    require_free(folder, options.resume)
+    if not options.resume or not (folder / LATEST).exists():
         return EarlierRun()
-    content = checkpoint.read(folder / LATEST)
+    content = read_run(folder / LATEST)
     header, stored = content["header"], _stored(plan, data)
+    _require_same_choices(options, header, folder)
     cases = content["training_state"].get("cases")
     cases = cases or _began_with(header["plan"]["cases"], stored, data)
     _tell_of_others(cases, stored, print_fn)
-    return EarlierRun(header["run"], cases or None, tuple(header["crop"]), header["method_config"])
+    started = {name: header[name] for name in ("start", "preset")} if "start" in header else {}
+    return EarlierRun(
+        header["run"],
+        cases or None,
+        tuple(header["crop"]),
+        header["method_config"],
+        header["encoder"],
+        started,
+    )
+
+
+def _require_same_choices(options: Options, header: dict, folder: Path) -> None:
+    """Raises ValueError for another method, --dims or --from: anything else is derived from them.
+    What was not typed is as it was, and the file that the encoder started from is not needed.
+    """
+    typed: dict[str, object] = {"method": options.method}
+    if options.crop or options.dims:
+        typed["dims"] = dimensions(options)
+    changed = changes({"method": header["method"], "dims": len(header["crop"])}, typed)
+    if options.start is not None and not _is_start(options.start, header.get("start", {})):
+        before = describe_start(header["start"]) if "start" in header else "not given"
+        changed.append(
+            f"--from: was {before}, now {address.public(str(options.start))} (leave --from out: "
+            "the run continues with its own weights)"
+        )
+    refuse_changes(changed, folder)
+
+
+def _is_start(typed: Path | str, start: dict) -> bool:
+    """Whether it is the checkpoint of the header's entry `start`, by its name or its content."""
+    if address.public(str(typed)) == start.get("checkpoint"):
+        return True
+    with suppress(OSError, ValueError):
+        return files.sha256(address.local(typed)) == start.get("sha256")
+    return False
 
 
 def _tell_of_others(cases: list[str], stored: list[str], print_fn: PrintFn) -> None:
@@ -59,7 +101,7 @@ def _tell_of_others(cases: list[str], stored: list[str], print_fn: PrintFn) -> N
 
 
 def _stored(plan: Plan, data: Path) -> list[str]:
-    names = names_in(data)
+    names = files.names_in(data)
     return [case.id for case in plan.cases if f"{case.id}.json" in names]
 
 

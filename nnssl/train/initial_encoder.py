@@ -1,5 +1,5 @@
-"""The encoder that a pretraining starts from: a random one of a preset, or that of an earlier
-checkpoint.
+"""The encoder that a pretraining starts from: a random one of a preset, that of an earlier
+checkpoint, or one for the weights of the run that it continues.
 """
 
 from __future__ import annotations
@@ -37,6 +37,14 @@ def encoder(
     size = loaded.header.get("preset", OTHER_SIZE)
     started = {"start": loaded.as_start(str(earlier)), "preset": size}
     return _loaded(loaded, config, checkpointing), started
+
+
+def of_run(config: dict, drop_path: float, checkpointing: bool) -> Swin:
+    """For a run that continues, by the "encoder" of its header; the run's own weights follow, so
+    nothing of what it once started from is read.
+    """
+    own = replace(SwinConfig.from_dict(config), drop_path=drop_path)
+    return Swin(own, maskable=True, checkpointing=checkpointing)
 
 
 def _loaded(loaded: checkpoint.Checkpoint, config: SwinConfig, checkpointing: bool) -> Swin:

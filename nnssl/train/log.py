@@ -149,7 +149,9 @@ class Log:
         run = self.run
         samples = batches.collate([run.crops[index] for index in range(2)])
         with run.evaluation_mode(), torch.no_grad():
-            volumes = run.method.show(run.prepare_views(samples))
-            # rank zero alone draws, and a resumed run does not: no running moment may move
-            discard_all(run.method)
+            try:
+                volumes = run.method.show(run.prepare_views(samples))
+            finally:
+                # rank zero alone draws, and a resumed run does not: no running moment may move
+                discard_all(run.method)
         return {name: volume.float().cpu() for name, volume in volumes.items()}

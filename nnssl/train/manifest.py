@@ -17,7 +17,7 @@ from contextlib import suppress
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeGuard
 
 import torch
 
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 FORMAT_VERSION = 1
 PACKAGES = ("torch", "numpy", "blosc2", "triton")
+COUNTED = ("hours", "device_hours")  # of every sitting, and summed
 HOUR = 3600.0  # seconds
 JOULES = 3600.0  # a watt hour
 
@@ -50,9 +51,12 @@ class Manifest:
 
     def _sittings_before(self) -> list[dict]:
         """None at the first step: a folder may hold the manifest of a run that was removed."""
-        if self.run.step:
-            with suppress(OSError, ValueError, KeyError):
-                return list(files.read_json(self.path)["sittings"])
+        if not self.run.step or not self.path.exists():
+            return []
+        with suppress(OSError, ValueError):
+            if _is_manifest(content := files.read_json(self.path)):
+                return content["sittings"]
+        self._warn(f"{self.path} is no manifest of ours; the sittings before this one are left out")
         return []
 
     def write(self) -> None:
@@ -63,8 +67,11 @@ class Manifest:
             files.write_json(self.path, _whole(self.run, [*self.before, self._sitting_now()]))
         except OSError as error:
             if not self.warned:
-                self.print_fn(f"\nWARNING: the manifest could not be written: {error}")
+                self._warn(f"the manifest could not be written: {error}")
             self.warned = True
+
+    def _warn(self, what: str) -> None:
+        self.print_fn(f"\nWARNING: {what}")
 
     def _sitting_now(self) -> dict:
         hours = (time.perf_counter() - self.clock) / HOUR
@@ -82,6 +89,17 @@ class Manifest:
         if now is None or self.joules is None:
             return None
         return round((now - self.joules) / JOULES, 3)
+
+
+def _is_manifest(content: object) -> TypeGuard[dict]:
+    sittings = content.get("sittings") if isinstance(content, dict) else None
+    return isinstance(sittings, list) and all(map(_is_sitting, sittings))
+
+
+def _is_sitting(value: object) -> bool:
+    if not isinstance(value, dict) or not isinstance(value.get("energy_wh", 0), int | float | None):
+        return False
+    return all(isinstance(value.get(name), int | float) for name in COUNTED)
 
 
 def _sitting(run: Run) -> dict:
@@ -102,8 +120,7 @@ def _whole(run: Run, sittings: list[dict]) -> dict:
         "collection": run.header["plan"].get("name"),
         "step": run.step,
         "steps": run.config.steps,
-        "hours": round(sum(each["hours"] for each in sittings), 5),
-        "device_hours": round(sum(each["device_hours"] for each in sittings), 5),
+        **{name: round(sum(each[name] for each in sittings), 5) for name in COUNTED},
         "energy_wh": _energy(sittings),
         "sittings": sittings,
     }

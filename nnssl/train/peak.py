@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from nnssl import dist
 from nnssl.encoder.attention import choice
 from nnssl.methods.method import Method
+from nnssl.modules.running import discard_all
 from nnssl.train.capacity import trial
 from nnssl.types import Shape
 
@@ -55,7 +56,7 @@ def fraction_of_peak_per_scan(method: Method, crop: Shape, device: torch.device)
     except RuntimeError:  # of a figure in the log no run may die, not for memory either
         counted = 0.0
     method.zero_grad(set_to_none=True)
-    method.skipped_step()
+    discard_all(method)
     return counted / (1e12 * peak * dist.world_size())
 
 

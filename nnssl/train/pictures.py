@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from nnssl import files
+from nnssl.train.header_metrics import TIMINGS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,9 +32,7 @@ UNSHOWN = (
     "step",
     "epoch",
     "alarm",
-    "samples_per_second",
-    "data_wait",
-    "of_peak",
+    *TIMINGS,
     "rejected",
     "used_",
 )

@@ -59,7 +59,7 @@ def _pretrain(
     distributed.rank_zero_first(lambda: _lock(results, held))
     there = (results / LATEST).exists()
     distributed.require_same(there, device, f"{results / LATEST} {SOME_SEE}")
-    earlier = earlier_run.read_earlier_run(results, options.resume, folder, plan, print_fn)
+    earlier = earlier_run.read_earlier_run(results, options, folder, plan, print_fn)
     from_scans = distributed.rank_zero_first(
         lambda: parcels_choice.choose(options, plan, folder, earlier, print_fn)
     )

@@ -85,6 +85,7 @@ class Options:
         help="preprocessing processes, each with one scan in memory; default: %(default)s",
         flag="-np",
         metavar="N",
+        check=at_least(0),
     )
     update: bool = option(False, "add new scans of -i or -d to the existing collection")
     check: bool = option(False, "read every preprocessed scan, and preprocess damaged ones again")
@@ -135,7 +136,7 @@ class Options:
         flag="--set",
         metavar="FIELD=VALUE",
     )
-    seed: int = option(0)
+    seed: int = option(0, check=at_least(0))
     resume: bool = option(False, "continue from checkpoint_latest.pth, exactly", flag="--c")
     output: Path | None = option(
         None, "results folder, instead of the default", flag="-o", metavar="FOLDER"
@@ -200,6 +201,11 @@ class Options:
 
     def __post_init__(self) -> None:
         require(self)
+        if None not in (self.steps, self.epochs):
+            raise ValueError(
+                f"--steps {self.steps} and --epochs {self.epochs} both give the length of the run: "
+                "leave one of them out"
+            )
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from nnssl import checkpoint, dist
@@ -21,11 +21,12 @@ from nnssl.modules.running import decide
 from nnssl.train import batches, optimiser
 from nnssl.train.best import best_so_far
 from nnssl.train.graph import StepResult
+from nnssl.train.header_metrics import header_metrics
 from nnssl.train.learning_rate import learning_rate
 from nnssl.train.monitors import Monitors
 from nnssl.train.precision import Precision
 from nnssl.train.run_config import RunConfig, what_changed
-from nnssl.train.same import load_weights, require_same_run
+from nnssl.train.same import holds, load_weights, read_run, require_same_run
 from nnssl.train.skipped import SkippedSteps
 from nnssl.types import FINAL
 
@@ -75,9 +76,7 @@ class Run:
         self._skipped = SkippedSteps(device)
         if config.compile:
             _compile_encoders(method)
-        self.model: nn.Module = method
-        if dist.is_initialized():
-            self.model = DistributedDataParallel(method, broadcast_buffers=False)
+        self.model = dist.data_parallel(method)
 
     # -- one step
 
@@ -249,19 +248,23 @@ class Run:
         }
 
     def finish(self, metrics: dict) -> Path:
-        """Write checkpoint_final.pth, which nnU-Net's trainers load."""
-        if dist.is_main():
-            checkpoint.write(self.folder / FINAL, self._pack(metrics))
-        return self.folder / FINAL
+        """Write checkpoint_final.pth, which nnU-Net's trainers load. One that is there already with
+        the same weights stays as it is: plans may know it by its sha256.
+        """
+        path = self.folder / FINAL
+        if dist.is_main() and not holds(path, content := self._pack(metrics)):
+            checkpoint.write(path, content)
+        return path
 
     def resume(self) -> list[str]:
         """Continue from checkpoint_latest.pth; what is different from now on, in words.
 
-        Raises ValueError if it belongs to a different run, or is already beyond the last step.
+        Raises ValueError if it belongs to a different run, is already beyond the last step, or
+        cannot be continued.
         """
-        content = checkpoint.read(self.folder / LATEST)
-        may_differ = (*RunConfig.FREE, *RunConfig.REPORTED)
-        require_same_run(content["header"], self.header, self.folder, may_differ)
+        content = read_run(self.folder / LATEST)
+        may_differ, settings = (*RunConfig.FREE, *RunConfig.REPORTED), type(self.method.config)
+        require_same_run(content["header"], self.header, settings, self.folder, may_differ)
         state = content["training_state"]
         before = content["header"]["run"]
         self._require_not_beyond(state["step"], before["steps"])
@@ -283,7 +286,7 @@ class Run:
         self.step = state["step"]
 
     def _pack(self, metrics: dict) -> dict:
-        header = {**self.header, "step": self.step, "metrics": metrics}
+        header = {**self.header, "step": self.step, "metrics": header_metrics(metrics)}
         if self.probed:
             header["probe"] = self.probed
         decoder = self.method.network_decoder
