@@ -348,7 +348,7 @@ def test_without_a_checkpoint_of_ones_own_there_are_the_released_ones(sound, mon
     code, said = diagnosis(monkeypatch, capsys)
     assert code == 0
     assert "ok    plans that name no checkpoint: " in said
-    assert "parcels_tiny" in said
+    assert "natural_parcels_tiny" in said
     assert "; where no channel is CT natural_tiny_3d; in 2d natural_tiny, default:" in said
     shutil.copytree(weights.FOLDER, sound["tmp"] / "weights")
     monkeypatch.setattr(weights, "FOLDER", sound["tmp"] / "weights")

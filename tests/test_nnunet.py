@@ -361,7 +361,7 @@ def test_plain_plans_take_the_only_checkpoint_and_a_validation_needs_it_no_more(
     assert again.plans_manager.plans[INFO] == first.plans_manager.plans[INFO]
     assert again.num_epochs == 1000
     trainer_for("nnUNetPlans").initialize()  # where there is none: the released weights
-    assert "shipped with nnssl-swin as parcels_tiny" in log_of(Path(first.output_folder))
+    assert "shipped with nnssl-swin as natural_parcels_tiny" in log_of(Path(first.output_folder))
 
 
 def test_a_checkpoint_changed_after_planning_stops_the_training(tmp_path):

@@ -41,10 +41,19 @@ class Released:
         return FOLDER / self.name / CARD
 
 
-DEFAULT, DEFAULT_2D, DEFAULT_NOT_CT = "parcels_tiny", "natural_tiny", "natural_tiny_3d"
+DEFAULT, DEFAULT_2D = "natural_parcels_tiny", "natural_tiny"
+DEFAULT_NOT_CT = "natural_tiny_3d"
 RELEASED = {
     one.name: one
     for one in (
+        Released(
+            "natural_parcels_tiny",
+            "5529e2d25557f20cb8ec65ff5cb681f7c5aa8529019a735fd7efbd2932ee40af",
+            "natural images with labels (CIFAR-10), then parcels, preset tiny (2.2 M parameters), "
+            "light decoder, 197 CT of head and neck at 2.5 x 3.9 x 3.9 mm",
+            "CT of head and neck at about 2.5 to 4 mm, few labels",
+            "other regions, finer spacings, long trainings, MRI, PET",
+        ),
         Released(
             "parcels_tiny",
             "adda60148477e6c53d82b52a52cb4fac97f772f76c3a0a9bbe74e46ef61c756e",
