@@ -369,7 +369,7 @@ def started(trains, tmp_path) -> Path:
 
 
 @pytest.mark.parametrize("change", ["rewritten", "moved", "gone", "not typed", "typed otherwise"])
-def test_a_run_goes_on_whatever_became_of_the_checkpoint_that_it_started_from(
+def test_a_run_continues_whatever_became_of_the_checkpoint_that_it_started_from(
     trains, started, nnunet_env, monkeypatch, change
 ):
     """All its weights are in its own checkpoint."""
@@ -424,7 +424,7 @@ def test_what_was_typed_of_another_run_is_refused_before_anything_is_derived(
     assert "continuing at step 1 of 2" in trains(output=folder, crop=None, steps=2, resume=True)
 
 
-def test_a_run_of_an_earlier_version_goes_on_though_its_method_has_a_new_setting(
+def test_a_run_of_an_earlier_version_continues_though_its_method_has_a_new_setting(
     trains, nnunet_env
 ):
     trains(settings=["clip_norm=3"])  # as it was then

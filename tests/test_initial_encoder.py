@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import micro
 import pytest
 import torch
 from micro import ENCODER
@@ -11,6 +12,7 @@ from synthetic_checkpoints import pretrained
 
 from nnssl import checkpoint
 from nnssl.encoder.swin import Swin
+from nnssl.methods import METHODS
 from nnssl.train import initial_encoder
 
 
@@ -61,6 +63,16 @@ def test_slices_can_be_inflated(tmp_path):
     path = pretrained(tmp_path, replace(ENCODER, spatial_dims=2))
     with pytest.raises(ValueError, match=r"or --dims 2, or inflate this one: nnssl_convert .*pth"):
         initial_encoder.encoder("smit", path, 3, 0.0, checkpointing=False)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_run_that_continues_has_the_encoder_that_its_header_tells(name):
+    """The header holds the exported one: a teacher has no drop path, the student has."""
+    header = micro.method(name, drop_path=0.2).encoder.config.to_dict()
+    encoder = initial_encoder.of_run(header, 0.2, checkpointing=False)
+    own = micro.method(name, drop_path=0.2)
+    assert encoder.config == replace(ENCODER, drop_path=0.2)
+    type(own)(encoder, own.config).load_state_dict(own.state_dict())
 
 
 def test_without_one_it_is_the_preset():

@@ -227,7 +227,7 @@ def edited_latest(folder: Path, edit) -> None:
     checkpoint.write(folder / LATEST, content)
 
 
-def test_a_run_from_before_a_setting_was_known_goes_on_with_it_as_it_was_then(tmp_path):
+def test_a_run_from_before_a_setting_was_known_continues_with_it_as_it_was_then(tmp_path):
     then = MethodConfig.BEFORE["clip_norm"]
     train(micro.run(tmp_path, steps=2, settings={"clip_norm": then}), silent)
     edited_latest(tmp_path, lambda content: content["header"]["method_config"].pop("clip_norm"))

@@ -10,7 +10,7 @@ TIMINGS = ("samples_per_second", "data_wait", "of_peak")
 
 def header_metrics(row: dict) -> dict:
     """`row` without its timings, and without numbers that are not finite, which JSON cannot hold:
-    a run goes on though one of its monitors has overflowed.
+    a run continues though one of its monitors has overflowed.
     """
     return {
         name: value
