@@ -292,7 +292,7 @@ IMPOSSIBLE = {
         ({"prototypes": 1}, "prototypes must be at least 2, got 1"),
         ({"head_bottleneck": 0}, "head_bottleneck must be at least 1, got 0"),
         ({"freeze_prototypes": 1}, "a fraction of the run's steps, from 0 to below 1, got 1"),
-        ({"temperature_warmup": 30}, "temperature_warmup is a fraction of the run.*got 30"),
+        ({"temperature_warmup": 30}, "temperature_warmup must be from 0 to 1, got 30"),
     ],
     "ibot": [
         ({"mask_block": 8}, r"\(16, 32\), got 8"),

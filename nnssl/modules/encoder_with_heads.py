@@ -52,8 +52,8 @@ class DistillationConfig:
             raise ValueError(f"export must be teacher or student, got {self.export!r}")
         names = ("student_temperature", "teacher_temperature_start", "teacher_temperature_end")
         require_above_zero(self, *names)
-        require_fraction(self, "teacher_momentum", "centre_momentum")
-        require_part_of_run(self, "temperature_warmup", "freeze_prototypes")
+        require_fraction(self, "teacher_momentum", "centre_momentum", "temperature_warmup")
+        require_part_of_run(self, "freeze_prototypes")
         require_at_least(2, self, "prototypes")
         require_at_least(1, self, "head_hidden", "head_bottleneck")
 
