@@ -1,4 +1,4 @@
-"""Methods of two views whose student predicts what its teacher says of the other one."""
+"""Methods of two views: the student predicts what its teacher says of the other one."""
 
 from __future__ import annotations
 
