@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import types
+from pathlib import Path
 
 import micro
 import pytest
@@ -52,17 +53,22 @@ def wandb(tmp_path, monkeypatch):
     sys.modules.pop("wandb", None)
 
 
+def train_in_two_sittings(folder: Path, stop: int, **options: bool) -> None:
+    """Four steps, stopped after step `stop` and resumed."""
+    first = micro.run(folder, steps=4, **options)
+    micro.stop_after(first, stop)
+    with pytest.raises(Interrupted):
+        loop.train(first, lambda _: None)
+    again = micro.run(folder, steps=4, **options)
+    again.resume()
+    loop.train(again, lambda _: None)
+
+
 def test_a_run_lands_in_nnunets_project_and_goes_on_there(wandb, tmp_path, monkeypatch):
     monkeypatch.setenv(boards.PROJECT, "our_ct")
     monkeypatch.setenv(boards.MODE, "offline")
     folder = tmp_path / "ct" / "smit__micro"
-    first = micro.run(folder, steps=4, wandb=True)
-    micro.stop_after(first, 3)
-    with pytest.raises(Interrupted):
-        loop.train(first, lambda _: None)
-    again = micro.run(folder, steps=4, wandb=True)
-    again.resume()
-    loop.train(again, lambda _: None)
+    train_in_two_sittings(folder, 3, wandb=True)
     first, *rows, end, second, row, last = wandb.calls
     assert (first["project"], first["mode"], first["resume"]) == ("our_ct", "offline", "never")
     assert (first["name"], first["dir"]) == ("ct/smit__micro", str(folder))
@@ -85,13 +91,7 @@ def test_a_batch_that_cannot_be_divided_opens_no_board(wandb, tmp_path):
 
 def test_a_resumed_run_keeps_the_row_that_it_starts_from_in_tensorboard(tmp_path):
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    first = micro.run(tmp_path, steps=4, save_every=2, tensorboard=True)
-    micro.stop_after(first, 2)
-    with pytest.raises(Interrupted):
-        loop.train(first, lambda _: None)
-    again = micro.run(tmp_path, steps=4, tensorboard=True)
-    again.resume()
-    loop.train(again, lambda _: None)
+    train_in_two_sittings(tmp_path, 2, tensorboard=True)
     events = accumulator.EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert [event.step for event in events.Scalars("total")] == [1, 2, 3, 4]
 

@@ -23,15 +23,14 @@ from typing import ClassVar
 from torch import Tensor
 
 from nnssl.encoder.swin import Swin
-from nnssl.methods.method import MethodConfig, Step
-from nnssl.methods.taught_pair import TaughtPairMethod
-from nnssl.modules.bounds import require_at_least, require_fraction
+from nnssl.methods.method import Step
+from nnssl.methods.taught_pair import TaughtPairConfig, TaughtPairMethod
 from nnssl.modules.contrast import negative_cosine
 from nnssl.modules.running import Standardise
 
 
 @dataclass(frozen=True)
-class BYOLConfig(MethodConfig):
+class BYOLConfig(TaughtPairConfig):
     lr: float = 2e-4  # ours: see documentation/methods/byol.md
     # to 1 along a cosine (Grill 2020: 0.996 for batches of 4096, 0.99 for 300 epochs)
     teacher_momentum: float = 0.99
@@ -39,10 +38,6 @@ class BYOLConfig(MethodConfig):
     head_out: int = 256  # Grill 2020, section 3.3
 
     PUBLISHED: ClassVar[dict] = {"teacher_momentum": 0.996}
-
-    def __post_init__(self) -> None:
-        require_fraction(self, "teacher_momentum")
-        require_at_least(1, self, "head_hidden", "head_out")
 
 
 class BYOL(TaughtPairMethod):
@@ -59,7 +54,6 @@ class BYOL(TaughtPairMethod):
 
     def __init__(self, encoder: Swin, config: BYOLConfig) -> None:
         super().__init__(encoder, config, layers=2)
-        self.config = config
         self.answers = Standardise(config.head_out)
 
     def loss(self, views: dict[str, Tensor]) -> Step:

@@ -17,6 +17,7 @@ from nnssl.encoder.swin import Swin
 from nnssl.host_memory import to_device
 from nnssl.modules.bounds import (
     require_above_zero,
+    require_below_one,
     require_not_negative,
     require_part_of_run,
 )
@@ -113,9 +114,7 @@ class MethodConfig:
                 f"lr_floor must be from 0 to lr={self.lr:g}, where the rate starts and ends, got "
                 f"{self.lr_floor:g}"
             )
-        for name in ("beta2", "drop_path"):
-            if not 0 <= (value := getattr(self, name)) < 1:
-                raise ValueError(f"{name} must be from 0 to below 1, got {value}")
+        require_below_one(self, "beta2", "drop_path")
         if not self.clip_norm >= 0:
             raise ValueError(
                 f"clip_norm must be a length above 0, or 0 for no clipping, got {self.clip_norm}"

@@ -26,9 +26,9 @@ import torch
 from torch import Tensor
 
 from nnssl.encoder.swin import Swin
-from nnssl.methods.method import MethodConfig, Step
-from nnssl.methods.taught_pair import TaughtPairMethod
-from nnssl.modules.bounds import require_above_zero, require_at_least, require_fraction
+from nnssl.methods.method import Step
+from nnssl.methods.taught_pair import TaughtPairConfig, TaughtPairMethod
+from nnssl.modules.bounds import require_above_zero
 from nnssl.modules.contrast import Queue, info_nce
 from nnssl.modules.running import Standardise
 
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class MoCoV3Config(MethodConfig):
+class MoCoV3Config(TaughtPairConfig):
     temperature: float = 0.2  # Chen 2021, section 4
     # keys of earlier steps among the negatives, two a scan; 0: none, as the paper
     queue: int = 1024
@@ -50,11 +50,10 @@ class MoCoV3Config(MethodConfig):
     PUBLISHED: ClassVar[dict] = {"lr": 1.5e-4, "lr_batch": 256, "queue": 0, "head_hidden": 4096}
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require_above_zero(self, "temperature")
-        require_at_least(1, self, "head_hidden", "head_out")
         if self.queue < 0:
             raise ValueError(f"queue must be a number of keys, or 0 for none, got {self.queue}")
-        require_fraction(self, "teacher_momentum")
 
 
 class MoCoV3(TaughtPairMethod):
@@ -71,7 +70,6 @@ class MoCoV3(TaughtPairMethod):
 
     def __init__(self, encoder: Swin, config: MoCoV3Config) -> None:
         super().__init__(encoder, config, layers=3)
-        self.config = config
         if config.freeze_patches:
             self.encoder.patch_embed.proj.requires_grad_(False)
         self.keys = Standardise(config.head_out)

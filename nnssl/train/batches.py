@@ -226,7 +226,7 @@ def _end_readers(stream: _Stream) -> None:
     deadline.daemon = True
     deadline.start()
     with suppress(RuntimeError):  # that a reader was killed
-        stream.batches._shutdown_workers()  # pyright: ignore[reportAttributeAccessIssue] of its class
+        stream.batches._shutdown_workers()  # pyright: ignore[reportAttributeAccessIssue] its own
     deadline.cancel()
     deadline.join()
     _kill(stream.readers)
