@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import micro
 import numpy as np
 import pytest
+import SimpleITK
 import torch
 from batchgeneratorsv2.transforms.utils.deep_supervision_downsampling import (
     DownsampleSegForDSTransform,
@@ -20,6 +21,7 @@ from torch.nn import functional
 from nnssl import phantoms
 from nnssl.data import atlas, parcel_failures, parcel_maps
 from nnssl.data.crops import PARCELS, Crops
+from nnssl.data.orientation import flipped_axes
 from nnssl.data.prepare import PrepareRequest, prepare
 from nnssl.data.preprocess import forget_damaged
 from nnssl.data.refusals import PassingError
@@ -77,6 +79,54 @@ def test_nearest_is_the_nearest():
     )
     naive = [int(np.argmin([np.linalg.norm(row - centre) for centre in centres])) for row in rows]
     assert parcel_maps.nearest_centre(rows, centres).tolist() == naive
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory) -> tuple[Path, object]:
+    """Preprocessed phantoms; the last is the one before it with all axes stored the other way."""
+    raw, folder = tmp_path_factory.mktemp("raw"), tmp_path_factory.mktemp("prepared")
+    last = phantoms.write_folder(raw, seeds=range(3), shape=(24, 36, 40))[-1]
+    turned = SimpleITK.DICOMOrient(SimpleITK.ReadImage(last), "RAI")
+    SimpleITK.WriteImage(turned, raw / "turned.nii.gz")
+    return folder, prepare(PrepareRequest("mixed", folder, [raw], spacing=SPACING, num_processes=0))
+
+
+def test_parcels_do_not_depend_on_the_direction_of_stored_axes(mixed):
+    """No registration finds a flip: 4 % of the voxels had the same class."""
+    folder, plan = mixed
+    cases = parcel_maps.make(folder, plan, 8, 0, print)
+    assert len(cases) == 4
+    labels = {case: atlas.load_volume(folder / f"{case}{PARCELS}") for case in cases}
+    turned = next(labels.pop(case) for case in cases if case.startswith("turned"))[::-1, ::-1, ::-1]
+    original = labels[max(labels)]
+    body = original > 0
+    assert (turned == original)[body].mean() > 0.9
+
+
+@pytest.mark.parametrize(
+    ("name", "other", "flips"),
+    [
+        ("LPS", "LPS", (False, False, False)),
+        ("RAS", "LPI", (True, True, True)),
+        ("ASR", "LPS", (False, False, False)),  # permuted axes are brought to LPS
+        ("ASR", "RPS", (True, False, False)),
+        ("", "RAS", (False, False, False)),
+        ("L?S", "RAS", (False, False, False)),
+    ],
+)
+def test_flipped_axes_are_those_of_the_arrays(name, other, flips):
+    assert flipped_axes(name, other) == flips == flipped_axes(other, name)
+
+
+def test_parcels_made_before_orientations_counted_are_made_again_unless_a_run_has_them(mixed):
+    folder, plan = mixed
+    cases = parcel_maps.make(folder, plan, 8, 0, print)
+    note = read_json(folder / parcel_maps.NOTE)
+    assert len(set(note.pop(parcel_maps.ORIENTATIONS).values())) == 2
+    write_json(folder / parcel_maps.NOTE, note)
+    assert not parcel_maps.are_made(folder, plan, 8)
+    assert parcel_maps.make(folder, plan, 8, 0, print, cases) == cases
+    assert parcel_maps.ORIENTATIONS not in read_json(folder / parcel_maps.NOTE)
 
 
 def test_body_has_parcels_and_air_has_none(collection):

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 SOFT = (-500.0, 400.0)  # HU; what is beyond tells little of where one is
 STARTS = (0.0, -60.0, 60.0)  # mm along z: how much of neck or legs is in a scan differs
 COARSE = 8.0  # mm, of the grid that is registered
+NO_FLIP = (False, False, False)  # of x, y and z
 STRETCH = (0.65, 1.35)  # of an axis; beyond it the registration has failed
 NOTHING = 1e-3  # std of an image that shows nothing to register
 
@@ -64,19 +65,29 @@ def hounsfield(voxels: np.ndarray, hu: HUPolicy | None) -> np.ndarray:
     return hu.restore(voxels) if hu is not None else voxels * 100.0
 
 
-def register(template: np.ndarray, voxels: np.ndarray, spacing: Spacing) -> Affine:
+def register(
+    template: np.ndarray,
+    voxels: np.ndarray,
+    spacing: Spacing,
+    flips: tuple[bool, bool, bool] = NO_FLIP,
+) -> Affine:
     """The affine map from `voxels` to `template`, both HU [Z Y X] at `spacing` mm.
+
+    flips: which of x, y and z run the other way in the template; no optimiser finds that.
 
     Mattes mutual information on a coarse grid, from each of STARTS; the best of them counts.
     Raises RegistrationError where none succeeds or the result cannot be anatomy.
     """
     fixed, moving = _coarse(template, spacing), _coarse(voxels, spacing)
-    return _affine_of(_best(fixed, moving).GetInverse())
+    return _affine_of(_best(fixed, moving, flips).GetInverse())
 
 
-def _best(fixed: SimpleITK.Image, moving: SimpleITK.Image) -> SimpleITK.AffineTransform:
+def _best(
+    fixed: SimpleITK.Image, moving: SimpleITK.Image, flips: tuple[bool, bool, bool]
+) -> SimpleITK.AffineTransform:
     """The transform from fixed to moving of the lowest metric, over all STARTS."""
-    found = [one for start in STARTS if (one := _register(fixed, moving, start)) is not None]
+    starts = [_initial(fixed, moving, start, flips) for start in STARTS]
+    found = [one for start in starts if (one := _register(fixed, moving, start)) is not None]
     if not found:
         raise RegistrationError("has no structure to register")
     _, transform = min(found, key=lambda one: one[0])
@@ -111,13 +122,14 @@ def _coarse(voxels: np.ndarray, spacing: Spacing) -> SimpleITK.Image:
 
 
 def _register(
-    fixed: SimpleITK.Image, moving: SimpleITK.Image, start: float
+    fixed: SimpleITK.Image, moving: SimpleITK.Image, transform: SimpleITK.AffineTransform
 ) -> tuple[float, SimpleITK.AffineTransform] | None:
-    """(metric, transform from fixed to moving), or None where it fails."""
+    """(metric, transform from fixed to moving) from this first transform, or None where it
+    fails.
+    """
     import SimpleITK
 
     SimpleITK.ProcessObject.SetGlobalDefaultNumberOfThreads(1)  # the same result on every machine
-    transform = _initial(fixed, moving, start)
     method = _registration_method()
     method.SetInitialTransform(transform, inPlace=True)
     try:
@@ -130,9 +142,12 @@ def _register(
 
 
 def _initial(
-    fixed: SimpleITK.Image, moving: SimpleITK.Image, start: float
+    fixed: SimpleITK.Image,
+    moving: SimpleITK.Image,
+    start: float,
+    flips: tuple[bool, bool, bool],
 ) -> SimpleITK.AffineTransform:
-    """The images' centres on each other, then `start` mm along z."""
+    """The images' centres on each other, axes turned by `flips`, then `start` mm along z."""
     import SimpleITK
 
     centred = SimpleITK.CenteredTransformInitializer(
@@ -142,6 +157,7 @@ def _initial(
         SimpleITK.CenteredTransformInitializerFilter.GEOMETRY,
     )
     transform = SimpleITK.AffineTransform(centred)
+    transform.SetMatrix(np.diag([-1.0 if flip else 1.0 for flip in flips]).ravel().tolist())
     x, y, z = transform.GetTranslation()
     transform.SetTranslation((x, y, z + start))
     return transform

@@ -87,6 +87,24 @@ def describe_mixture(names: Iterable[str]) -> str:
     )
 
 
+def flipped_axes(name: str, other: str) -> tuple[bool, bool, bool]:
+    """Which of x, y and z run the other way in the arrays that `unify` gives of scans whose
+    orientations are called `name` and `other`. None does where one of them is unknown.
+    """
+    one, two = _in_array(name), _in_array(other)
+    if not (one and two):
+        return False, False, False
+    return one[0] != two[0], one[1] != two[1], one[2] != two[2]
+
+
+def _in_array(name: str) -> str:
+    """The orientation after `unify`; empty where it is unknown."""
+    if len(name) != 3 or "?" in name:
+        return ""
+    in_order = all(axis in pair for axis, pair in zip(name, ("LR", "PA", "SI"), strict=True))
+    return name if in_order else UNIFIED
+
+
 def unify(scan: Scan, direction: np.ndarray, origin: np.ndarray | None = None) -> Scan:
     """`scan` with its orientation and its affine; where axes are permuted, in the order LPS.
 

@@ -53,7 +53,8 @@ def read_note(path: Path) -> dict | None:
 def require_not_failed(folder: Path, made_for: dict, needed: int) -> None:
     """Raises TooFewRegistered where the same scans were tried before; classes do not matter."""
     metadata = read_note(inside(folder, FAILED)) or {}
-    same = all(metadata.get(name) == made_for[name] for name in ("format", "plan", "stored"))
+    names = made_for.keys() - {"classes"}
+    same = all(metadata.get(name) == made_for[name] for name in names)
     cases, left_out = metadata.get("cases"), metadata.get("left_out")
     if same and isinstance(cases, list) and isinstance(left_out, dict):
         require_enough_scans(needed, cases, left_out)

@@ -20,6 +20,7 @@ import numpy as np
 
 from nnssl.data import atlas
 from nnssl.data.crops import PARCELS, is_stored
+from nnssl.data.orientation import flipped_axes
 from nnssl.data.parcel_failures import (
     FAILED,
     how_to_go_on,
@@ -31,6 +32,8 @@ from nnssl.data.parcel_failures import (
 from nnssl.data.plan import Plan, is_body
 from nnssl.data.preprocess import store
 from nnssl.data.refusals import PassingError
+from nnssl.data.scans import Found
+from nnssl.data.survey_lines import orientation_of
 from nnssl.data.tissue import cluster, nearest_centre, tissue_and_position
 from nnssl.data.workers import Failed, parallel_map
 from nnssl.files import fingerprint, inside, names_in, read_json, write_json
@@ -39,6 +42,7 @@ from nnssl.types import PrintFn, Spacing
 
 FORMAT = 1
 NOTE = "parcels.json"
+ORIENTATIONS = "orientations"  # the entry of a collection that has several
 MOST_CLASSES = 250  # uint8, with 0 for what is no body
 SAMPLES = 600  # body voxels of each scan that the clusters are made of
 FEWEST = 2  # scans
@@ -51,10 +55,16 @@ class _Work:
     folder: Path
     hu: HUPolicy | None
     spacing: Spacing
+    orientations: dict[str, str]  # by case; only of a collection that has several
 
     def volume(self, case: str) -> np.ndarray:
         """HU [Z Y X] of a preprocessed scan."""
         return atlas.hounsfield(atlas.load_volume(inside(self.folder, f"{case}.b2nd")), self.hu)
+
+    def flips(self, case: str, template: str) -> tuple[bool, bool, bool]:
+        """Which of x, y and z run the other way in `template`."""
+        names = self.orientations
+        return flipped_axes(names.get(case, ""), names.get(template, ""))
 
     def body(self, voxels: np.ndarray) -> np.ndarray:
         return is_body(voxels, self.hu is not None)
@@ -96,7 +106,7 @@ def make(
         f"parcels: {len(stored)} scans are being registered to one of them, a second or two each "
         f"(in {max(1, num_processes)} processes)"
     )
-    work = _Work(folder, plan.hu, plan.spacing)
+    work = _Work(folder, plan.hu, plan.spacing, made_for.get(ORIENTATIONS, {}))
     registered = _register(stored, work, num_processes)
     registered.require(needed, inside(folder, FAILED), made_for)
     if (ready := _ready(folder, made_for, cases)) is not None:
@@ -216,7 +226,8 @@ def _register_and_sample(case: str, work: _Work, template: str) -> tuple[atlas.A
     """The scan's map to the template; tissue and position of some of its voxels, [SAMPLES F]."""
     voxels = work.volume(case)
     atlas.check_spread(voxels)
-    affine = atlas.register(work.volume(template), voxels, work.spacing)
+    flips = work.flips(case, template)
+    affine = atlas.register(work.volume(template), voxels, work.spacing, flips)
     samples = _samples(case, work.body(voxels))
     return affine, tissue_and_position(voxels, affine, work.spacing)[samples]
 
@@ -278,7 +289,7 @@ def _holds(metadata: dict, made_for: dict, cases: Sequence[str] | None) -> bool:
     """
     differing = {name for name, value in made_for.items() if metadata.get(name) != value}
     if cases and set(cases) <= set(metadata.get("cases", ())):
-        differing -= {"stored"}
+        differing -= {"stored", ORIENTATIONS}
     return not differing
 
 
@@ -286,4 +297,14 @@ def _made_for(folder: Path, plan: Plan, classes: int, cases: Sequence[str] | Non
     there = preprocessed(folder, plan)
     if cases:
         there = [case for case in there if case in set(cases)]
-    return {"format": FORMAT, "plan": plan.fingerprint, "classes": classes, "stored": there}
+    made_for = {"format": FORMAT, "plan": plan.fingerprint, "classes": classes, "stored": there}
+    return made_for | _several_orientations(folder, plan, set(there))
+
+
+def _several_orientations(folder: Path, plan: Plan, cases: set[str]) -> dict:
+    """The entry ORIENTATIONS: {case: as the survey names it}. Empty where all scans have the same,
+    so that parcels of earlier versions stay valid.
+    """
+    sources = {case.id: Found(case.source, case.series) for case in plan.cases if case.id in cases}
+    names = {case: orientation_of(scan, folder) for case, scan in sources.items()}
+    return {ORIENTATIONS: names} if len(set(names.values()) - {""}) > 1 else {}

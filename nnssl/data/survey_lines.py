@@ -107,6 +107,15 @@ def is_kept(line: ScanReport, folder: Path) -> bool:
         return False
 
 
+def orientation_of(scan: Found, folder: Path) -> str:
+    """Of the scan as stored, such as LPS; empty where no line of it is kept, or it is damaged."""
+    try:
+        name = read_json(line_file(scan, folder))["line"]["orientation"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+    return name if isinstance(name, str) else ""
+
+
 def pack_histogram(histogram: np.ndarray) -> str:
     return pack(histogram.astype("<i8"))
 
