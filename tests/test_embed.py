@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import sys
 from dataclasses import replace
 
@@ -20,6 +21,7 @@ from nnssl import cli, files
 from nnssl.data.crops import OPEN
 from nnssl.data.plan import Plan, case_of, resampled_shape
 from nnssl.data.preprocess import preprocess_case
+from nnssl.data.refusals import UnusableScanError
 from nnssl.data.scans import Found
 from nnssl.data.survey import inspect_scan
 from nnssl.embed import neighbours, pooling, table, work
@@ -120,6 +122,9 @@ def test_an_unknown_spacing_has_to_be_said(tmp_path):
     assert nnssl.load_encoder(nnssl_path, (2, 2, 2)).spacing == (2.0, 2.0, 2.0)
     with pytest.raises(ValueError, match="leave the spacing out"):
         nnssl.load_encoder(tmp_path / "checkpoint_final.pth", (2, 2, 2))
+    for wrong in ((-3, 1, 1), (math.nan, 1, 1)):
+        with pytest.raises(ValueError, match=r"spacing must be .* from 0\.05 to 15 mm"):
+            nnssl.load_encoder(nnssl_path, wrong)
 
 
 # --- the command
@@ -192,6 +197,62 @@ def test_the_same_line_goes_on(embedded, monkeypatch):
     assert said[0] == "4 of 6 scans were already done"
     assert len(pooled) == 2
     assert {path.name: path.stat().st_mtime_ns for path in lost[2:]} == before
+
+
+def test_a_scan_that_was_replaced_is_embedded_again(weights, tmp_path):
+    """Mirrored, it has the name, shape, spacing and percentiles of the one before."""
+    array = ct_array((18, 24, 28), 0)
+    write_volume(tmp_path / "scans" / "s.nii.gz", array, SPACING)
+    options = EmbedOptions(
+        [tmp_path / "scans"], tmp_path / "out", weights, num_processes=0, device="cpu"
+    )
+    found = []
+    for voxels in (array, array[:, ::-1]):
+        write_volume(tmp_path / "scans" / "s.nii.gz", voxels, SPACING)
+        work.embed(options, print)
+        with np.load(tmp_path / "out" / "features.npz") as features:
+            found.append(features["stage3"])
+    assert not np.allclose(found[0], found[1])
+
+
+def test_a_call_in_which_every_scan_fails_is_an_error(weights, scans, tmp_path, monkeypatch):
+    def fail(task, **_):
+        raise UnusableScanError(f"{task.row.id} has no grid")
+
+    options = EmbedOptions([scans], tmp_path, weights, num_processes=0, device="cpu")
+    with monkeypatch.context() as patch:
+        patch.setattr(work, "prepared", fail)
+        with pytest.raises(ValueError, match=r"none of 6 scans could .* chest/s0: .*grid"):
+            work.embed(options, print)
+    assert len(files.read_json(tmp_path / work.FAILED)) == 6
+    work.embed(options, print)
+    assert not (tmp_path / work.FAILED).exists()
+
+
+def test_all_failures_are_written_and_some_printed(tmp_path, weights, scans, monkeypatch):
+    whole = work.prepared
+
+    def fail_but_one(task, **options):
+        if not task.row.id.endswith("s0"):
+            raise UnusableScanError("has no grid")
+        return whole(task, **options)
+
+    monkeypatch.setattr(work, "prepared", fail_but_one)
+    monkeypatch.setattr(work, "TOLD", 2)
+    said: list[str] = []
+    options = EmbedOptions([scans], tmp_path, weights, num_processes=0, device="cpu")
+    work.embed(options, said.append)
+    assert sum("has no grid" in line for line in said) == 2
+    assert f"  and 3 more: {tmp_path / work.FAILED}" in said
+    assert len(files.read_json(tmp_path / work.FAILED)) == 5
+
+
+def test_a_folder_without_scans_leaves_no_settings(weights, tmp_path):
+    (tmp_path / "scans").mkdir()
+    options = EmbedOptions([tmp_path / "scans"], tmp_path / "out", weights, device="cpu")
+    with pytest.raises(ValueError, match="no scans in"):
+        work.embed(options, print)
+    assert not (tmp_path / "out" / "embed.json").exists()
 
 
 def test_other_settings_are_not_mixed(embedded):

@@ -148,6 +148,17 @@ def test_what_is_no_model_of_nnunet_is_refused(tmp_path, content, message):
         trained.load_model_folder(tmp_path, "0", path.name)
 
 
+def test_a_checkpoint_of_another_fold_is_not_exported_for_this_one(tmp_path):
+    """nnU-Net was given its name alone, and read that of the fold."""
+    for fold in (0, 1):
+        (tmp_path / f"fold_{fold}").mkdir()
+        (tmp_path / f"fold_{fold}" / FINAL).touch()
+    files.write_json(tmp_path / "plans.json", {})
+    for path in (f"../fold_1/{FINAL}", str(tmp_path / "fold_1" / FINAL)):
+        with pytest.raises(export.ExportError, match=r"-chk takes the name of a file .* got"):
+            trained.load_model_folder(tmp_path, "0", path)
+
+
 def test_a_missing_package_is_named_with_the_extra(tmp_path, monkeypatch):
     monkeypatch.setattr(formats, "find_spec", lambda name: None)
     with pytest.raises(export.ExportError, match=r"nnssl-swin\[export\].*--formats pt2"):

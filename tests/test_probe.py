@@ -404,6 +404,8 @@ def test_the_best_encoder_is_kept(tmp_path, stored, quiet):
     assert checkpoint.read(tmp_path / LATEST)["training_state"]["probe"]["best"] == 0.5
     last = checkpoint.load(tmp_path / FINAL)
     assert last.header["probe"]["probe_dice"] == 0.3
+    assert last.header["probe"]["cases"] == len(run.probe.cases)
+    assert run.probe.cases[0] not in str(last.header)
     text = checkpoint.describe(last)
     assert "probe" in text
     assert "bone 0.3, dice 0.3 (mean); best 0.5 at step 4" in text

@@ -13,11 +13,16 @@ NOTE = "embed.json"
 VERSION = 1  # goes up when the same settings would give other numbers
 
 
-def store(folder: Path, encoder: Encoder, options: EmbedOptions) -> str:
-    """Write them; their fingerprint. ValueError where the folder has others."""
+def checked(folder: Path, encoder: Encoder, options: EmbedOptions) -> dict:
+    """What they are. ValueError where the folder has others."""
     path, settings = folder / NOTE, _of_encoder(encoder) | _of_options(options)
     _require_same(files.read_json(path) if path.exists() else settings, settings, folder)
-    files.write_json(path, settings)
+    return settings
+
+
+def store(folder: Path, settings: dict) -> str:
+    """Write them; their fingerprint."""
+    files.write_json(folder / NOTE, settings)
     return files.fingerprint(settings)
 
 

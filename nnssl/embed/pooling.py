@@ -8,7 +8,7 @@ overlap, a token counts more the farther it is from its window's edge.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise, product
 from typing import TYPE_CHECKING, Literal
@@ -81,18 +81,15 @@ def pool(
 ) -> Pooled:
     """Features of one scan; `dense`: the number of the map that is wanted in full."""
     image = torch.from_numpy(prepared.image)
-    labels, regions = _regions(prepared)
-    sums = Sums.of(encoder, _voxel_counts(regions, encoder.strides), dense)
+    labels = _labels_present(prepared.labels)
+    counts = _voxel_counts(_regions(prepared, labels), encoder.strides)
+    sums = Sums.of(encoder, counts, dense)
     windows = Windows.of(encoder, tuple(image.shape), window)
     for start in windows.starts:
         for number, tokens in enumerate(_maps(encoder, image[windows.voxels(start)])):
             at = windows.tokens(start, number, tokens.shape[1:])
             sums.add(number, at, windows.weighted(tokens, start, number))
-    return sums.pooled(labels, _voxels(regions[1:]), len(windows.starts))
-
-
-def _voxels(regions: list[np.ndarray]) -> tuple[int, ...]:
-    return tuple(int(region.sum()) for region in regions)
+    return sums.pooled(labels, len(windows.starts))
 
 
 @dataclass(frozen=True)
@@ -124,9 +121,9 @@ class Sums:
     def means(self) -> tuple[np.ndarray, ...]:
         return tuple(_mean(*one) for one in zip(self.sums, self.counts, strict=True))
 
-    def pooled(self, labels: tuple[int, ...], voxels: tuple[int, ...], windows: int) -> Pooled:
+    def pooled(self, labels: tuple[int, ...], windows: int) -> Pooled:
         whole = None if self.whole is None else self.whole.numpy()
-        return Pooled(self.means(), labels, voxels, whole, windows)
+        return Pooled(self.means(), labels, _voxels(self.counts[0][1:]), whole, windows)
 
 
 def _empty_map(channels: int, counts: Tensor) -> Tensor:
@@ -145,8 +142,13 @@ def _by_region(tokens: Tensor, counts: Tensor) -> Tensor:
 
 def _mean(sums: Tensor, counts: Tensor) -> np.ndarray:
     """float32 [regions C] of sums over the voxels."""
-    voxels = counts.flatten(1).sum(1, dtype=torch.int64).clamp(min=1)
+    voxels = torch.tensor(_voxels(counts)).clamp(min=1)
     return (sums / voxels[:, None]).float().numpy()
+
+
+def _voxels(counts: Tensor) -> tuple[int, ...]:
+    """Of each region, from those of its tokens [regions *grid]."""
+    return tuple(counts.flatten(1).sum(1, dtype=torch.int64).tolist())
 
 
 @dataclass(frozen=True)
@@ -201,11 +203,11 @@ def _stacked(slices: Sequence[Tensor]) -> Tensor:
     return torch.cat(tuple(slices)).movedim(0, 1).float()
 
 
-def _regions(prepared: Prepared) -> tuple[tuple[int, ...], list[np.ndarray]]:
-    """The labels that are there, and bool [Z Y X] of the body and of each of them."""
-    body = prepared.body if prepared.body.any() else np.ones_like(prepared.body)
-    labels = _labels_present(prepared.labels)
-    return labels, [body, *(prepared.labels == label for label in labels)]
+def _regions(prepared: Prepared, labels: tuple[int, ...]) -> Iterator[np.ndarray]:
+    """bool [Z Y X] of the body and of each label, one at a time: a hundred take much memory."""
+    yield prepared.body if prepared.body.any() else np.ones_like(prepared.body)
+    for label in labels:
+        yield prepared.labels == label
 
 
 def _labels_present(labels: np.ndarray | None) -> tuple[int, ...]:
@@ -213,9 +215,9 @@ def _labels_present(labels: np.ndarray | None) -> tuple[int, ...]:
     return () if labels is None else tuple(int(label) for label in np.unique(labels) if label != 0)
 
 
-def _voxel_counts(regions: list[np.ndarray], strides: tuple[Shape, ...]) -> list[Tensor]:
+def _voxel_counts(regions: Iterable[np.ndarray], strides: tuple[Shape, ...]) -> list[Tensor]:
     """For each map [regions *grid]: voxels of each region in each token. Few bytes per token."""
-    found, parts = [], [torch.from_numpy(region) for region in regions]
+    found, parts = [], map(torch.from_numpy, regions)
     for before, stride in pairwise([(1, 1, 1), *strides]):
         step = floor_div(stride, before)
         # of voxels fewer than 256, which one byte can count

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from nnssl import checkpoint
 from nnssl.data.orientation import Scan
+from nnssl.data.plan import check_spacing
 from nnssl.data.scans import Found
 from nnssl.embed import pooling
 from nnssl.embed.scan import Prepared, checked, found_at, grid_plan, prepare_scan
@@ -147,6 +148,8 @@ def load_encoder(path: Path | str | None = None, spacing: Spacing | None = None)
 
 
 def _require_own_spacing(loaded: checkpoint.Checkpoint, given: Spacing | None) -> None:
+    if given:
+        check_spacing(given)
     if loaded.spacing and given and tuple(given) != loaded.spacing:
         raise ValueError(
             f"{loaded.path} was pretrained at {loaded.spacing} mm (z, y, x), got {tuple(given)}: "

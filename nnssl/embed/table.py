@@ -34,7 +34,7 @@ Arrays = dict[str, np.ndarray]  # of one scan, by name, as `keep` writes them
 class ScanRow:
     """Who a scan is. id: its path below the folder that was given, without ending; unique.
 
-    group: the folder that it lies in, for pictures and as a first label to try.
+    group: the first folder below the one that was given, for pictures and as a first label to try.
     case:  its name in file names.
     """
 

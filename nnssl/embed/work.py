@@ -30,6 +30,9 @@ from nnssl.hu import HUPolicy
 from nnssl.train.distributed import choose_device
 from nnssl.types import PrintFn, Spacing
 
+FAILED = "failed.json"  # the scans that failed in the last call, and why
+TOLD = 10  # of them are printed
+
 
 @dataclass(frozen=True)
 class EmbedTask:
@@ -90,13 +93,17 @@ def _draw(work: EmbedWork, features: table.FeatureTable) -> None:
 
 
 def _embed(work: EmbedWork, scans: list[Found]) -> table.FeatureTable:
-    settings = feature_settings.store(work.folder, work.encoder, work.options)
+    settings = feature_settings.checked(work.folder, work.encoder, work.options)
     lines = _survey_reports(work, scans)
     kept = [line for line in lines if line.kept]
     if not kept:
         raise nothing_usable(lines, work.options.sources)
-    tasks = _tasks(work, kept, _labels(work, lines), settings)
+    fingerprint = feature_settings.store(work.folder, settings)
+    tasks = _tasks(work, kept, _labels(work, lines), fingerprint)
     failed = _encode(work, tasks)
+    _keep_failures(work.folder / FAILED, failed)
+    if len(failed) == len(tasks):
+        raise _nothing_embedded(work.folder / FAILED, failed)
     features = _write_tables(work, tasks, failed)
     out, report = len(lines) - len(tasks), work.folder / "report.csv"
     work.print_fn(
@@ -105,6 +112,22 @@ def _embed(work: EmbedWork, scans: list[Found]) -> table.FeatureTable:
     _tell_failures(work, tasks, failed)
     _tell_tables(work, features)
     return features
+
+
+def _keep_failures(path: Path, failed: dict[str, str]) -> None:
+    """{id: reason} of all of them, as JSON; no file where none failed."""
+    if failed:
+        files.write_json(path, failed)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _nothing_embedded(path: Path, failed: dict[str, str]) -> ValueError:
+    scan, reason = next(iter(failed.items()))
+    return ValueError(
+        f"none of {len(failed)} scans could be embedded; {scan}: {reason}. {path} has the reasons; "
+        "the same command tries them again"
+    )
 
 
 def _write_tables(
@@ -153,7 +176,7 @@ def _tasks(
 
 
 def _task(line: ScanReport, row: ScanRow, labels: Path | None, settings: str) -> EmbedTask:
-    inputs = [settings, line.path, line.series, line.shape, line.spacing, line.percentiles]
+    inputs = [settings, line.path, line.series, *line.state]
     signature = files.fingerprint(inputs + (_identity(labels) if labels else []))
     return EmbedTask(row, line.found, labels, signature)
 
@@ -263,8 +286,10 @@ def _too_large(encoder: Encoder, scan: Prepared) -> RuntimeError:
 
 
 def _tell_failures(work: EmbedWork, tasks: Sequence[EmbedTask], failed: dict[str, str]) -> None:
-    for scan, reason in list(failed.items())[:10]:
+    for scan, reason in list(failed.items())[:TOLD]:
         work.print_fn(f"  {scan}: {reason}")
+    if len(failed) > TOLD:
+        work.print_fn(f"  and {len(failed) - TOLD} more: {work.folder / FAILED}")
     unlabelled = [task.row.id for task in tasks if task.labels is None]
     if work.has_labels and unlabelled:
         work.print_fn(f"  {len(unlabelled)} without a matching mask, such as {unlabelled[0]}")

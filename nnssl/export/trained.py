@@ -45,6 +45,7 @@ def load_model_folder(model: Path, fold: str, checkpoint: str) -> Trained:
 
     nnU-Net reads its model files by pickle, which may execute what it reads.
     """
+    model = model.resolve()  # its name is that of trainer, plans and configuration
     path = _existing_checkpoint(model, fold, checkpoint)
 
     from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
@@ -88,6 +89,11 @@ def _existing_checkpoint(model: Path, fold: str, checkpoint: str) -> Path:
         raise ExportError(
             f"{model} is not an nnU-Net model folder (no plans.json); give "
             "$nnUNet_results/DATASET/TRAINER__PLANS__CONFIGURATION"
+        )
+    if Path(checkpoint).name != checkpoint:
+        raise ExportError(
+            f"-chk takes the name of a file in the fold, such as checkpoint_final.pth, got "
+            f"{checkpoint}; {model.name} has: {_checkpoints(model)}"
         )
     path = model / f"fold_{fold}" / checkpoint
     if not path.is_file():

@@ -288,7 +288,8 @@ class Run:
     def _pack(self, metrics: dict) -> dict:
         header = {**self.header, "step": self.step, "metrics": header_metrics(metrics)}
         if self.probed:
-            header["probe"] = self.probed
+            # their names are file names, which are not passed on
+            header["probe"] = {**self.probed, "cases": len(self.probed["cases"])}
         decoder = self.method.network_decoder
         if decoder is not None:
             header["decoder"], decoder = decoder.options, decoder.decoder
