@@ -148,6 +148,13 @@ class Results:
         ours, theirs = self._by_label(group), self._by_label(other)
         return Scores(paired_differences(ours, theirs, measure), self._subjects(group))
 
+    def paired_dice(self, groups: Iterable[Group]) -> list[float]:
+        """The mean Dice of each group over the seeds that all of them have; NaN where none is.
+        A seed draws easier or harder cases: over other seeds a mean says nothing of the arm.
+        """
+        by_seed = [self.scores(group, "dice").frame.mean(axis=1).dropna() for group in groups]
+        return pd.concat(by_seed, axis=1, join="inner").mean().tolist() if by_seed else []
+
     def _by_label(self, group: Group) -> pd.DataFrame:
         """A group's measures by seed, case and label."""
         if group not in self._labelled:
