@@ -284,6 +284,7 @@ PRIMUS = {"name": "a", "start": "default", "trainer": "DefaultPrimusMTrainer"}
     ("arm", "message"),
     [
         (PRIMUS | {"trainer": "SwinSSLTrainer"}, "arm a: trainer SwinSSLTrainer ignores"),
+        (PRIMUS | {"trainer": "SwinFrozenTrainer"}, "arm a: trainer SwinFrozenTrainer ignores"),
         (PRIMUS | {"trainer": "nnUNetTrainer"}, "subclasses: DefaultPrimusSTrainer, .*elsewhere"),
         (PRIMUS | {"trainer": "NobodysTrainer"}, "finds no trainer NobodysTrainer; known: "),
         (PRIMUS, "DefaultPrimusMTrainer has a 3D network, but task flat is 2d"),
@@ -293,6 +294,29 @@ PRIMUS = {"name": "a", "start": "default", "trainer": "DefaultPrimusMTrainer"}
 def test_a_trainer_that_is_not_there_or_of_another_length_is_refused(tmp_path, arm, message):
     tasks = [*SMALL["tasks"], {"name": "flat", "dataset": 501, "configuration": "2d"}]
     path = written(tmp_path, arms=[SMALL["arms"][0], arm], tasks=tasks)
+    with pytest.raises(DescriptionError, match=message):
+        check.check_settings(load_study(path))
+
+
+@pytest.mark.parametrize(
+    "trainer",
+    [
+        "SwinScratchTrainer",
+        "SwinTrainer",
+        "DefaultNetworkTrainer",
+        "DefaultPrimusMTrainer",
+        "nnUNetTrainer",
+    ],
+)
+@pytest.mark.parametrize("of", ["study", "arm"])
+def test_a_pretrained_arm_has_a_trainer_that_loads_its_weights(tmp_path, trainer, of):
+    recipe = {"trainer": trainer}
+    arm = ARM | ({"recipe": recipe} if of == "arm" else {})
+    path = written(
+        tmp_path, arms=[SMALL["arms"][0], arm], recipe=recipe if of == "study" else None
+    )
+    allowed = "SwinFrozenTrainer, SwinGradualTrainer, SwinLoRATrainer, SwinSSLTrainer and"
+    message = f"arm a: trainer {trainer} does not load pretrained weights; .* {allowed}"
     with pytest.raises(DescriptionError, match=message):
         check.check_settings(load_study(path))
 
