@@ -325,7 +325,7 @@ def _differing(values: list[list[float]]) -> scores.Comparison:
         for arm, gains in (("scratch", [0.0] * len(differences)), ("smit", differences)):
             run = f"t__{arm}__2__{seed}"
             rows.append(run_row(run, "t", arm, 2, seed))
-            rows += [case_row(run, f"c{n}", "l", 0.5 + g) for n, g in enumerate(gains)]
+            rows += [case_row(run, f"c{n}", "l", 0.25 + g) for n, g in enumerate(gains)]
     (compared,) = scores.compare_with_scratch(Results(rows))
     return compared
 
@@ -379,6 +379,25 @@ def test_another_network_loses_no_gain_of_a_pretraining():
     rows = synthetic_results.rows(**SMALL, reuse_too=False)
     rows[0]["description"]["arms"][1]["start"] = "default"
     assert {row[0] for row in efficiency.modality(Results(rows)).rows} == set()
+
+
+def test_another_random_start_was_not_pretrained_on_ct():
+    rows = synthetic_results.rows(**SMALL, reuse_too=False)
+    rows[0]["description"]["arms"][1]["start"] = "scratch"
+    assert efficiency.modality(Results(rows)).rows == []
+
+
+def test_the_gain_of_one_subject_has_no_interval():
+    """The cases of heart are all of one person."""
+    rows = of_two_folds()
+    for row in rows:
+        if row["kind"] == "case":
+            row["subject"] = row["case"] if row["run"].startswith("organs") else "one"
+    cells = {tuple(row[::2][:2]): row[6:] for row in efficiency.modality(Results(rows)).rows}
+    within, across, lost = cells["smit", "8"]
+    assert np.isfinite([within.low, within.high]).all()
+    assert across.mean == pytest.approx(-0.05)
+    assert np.isnan([across.low, across.high, lost.low, lost.high]).all()
 
 
 def test_no_two_of_thirty_arms_look_alike():

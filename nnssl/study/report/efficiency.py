@@ -18,6 +18,7 @@ from nnssl.study.report.tables import Cell, Table
 from nnssl.study.rows import BASELINE, Budget, grouped
 
 MODALITY = "CT"  # of an arm's pretraining, where the description says nothing
+NOT_PRETRAINED = ("scratch", "default")  # starts
 
 
 def curves_of(results: Results, group: Group) -> dict[int, Curve]:
@@ -217,11 +218,10 @@ def _across(results: Results, arm: str) -> Iterator[list[Cell]]:
 
 def _modalities(results: Results, arm: str) -> list[str]:
     """That of the arm's pretraining; of scratch, which has none, those of the others, so that it is
-    there for each of them to be read against. None of another network that is not pretrained.
+    there for each of them to be read against. None of another arm that is not pretrained.
     """
-    others = [other for other in results.arms if other != BASELINE]
-    arms = (others or [arm]) if arm == BASELINE else [arm]
-    pretrained = [each for each in arms if results.start(each) != "default"]
+    arms = [each for each in results.arms if arm in (BASELINE, each) and each != BASELINE]
+    pretrained = [each for each in arms if results.start(each) not in NOT_PRETRAINED]
     return sorted({results.modality("arms", each) or MODALITY for each in pretrained})
 
 
