@@ -114,7 +114,10 @@ class Results:
             raise FileNotFoundError(
                 f"results {path} do not exist; a study writes them: nnssl_study run study.yaml"
             )
-        return cls(files.read_json_lines(path))
+        try:
+            return cls(files.read_json_lines(path))
+        except ResultsError as error:
+            raise ResultsError(f"{path}, {error}") from None
 
     @classmethod
     def of_runs(cls, path: Path | str) -> Results:
