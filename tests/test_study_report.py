@@ -318,6 +318,27 @@ def test_what_an_earlier_report_had_and_this_one_has_not_is_removed(tmp_path):
     assert (tables / "scores.csv").is_file()
 
 
+def test_files_of_others_stay(tmp_path):
+    tables, plots = tmp_path / "report" / "tables", tmp_path / "report" / "plots"
+    others = [tables / "mine.csv", plots / "mine.svg", tmp_path / "report" / "notes.txt"]
+    for path in others:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("mine")
+    for _ in range(2):
+        written(tmp_path, by_hand())
+        assert [path.read_text() for path in others] == ["mine"] * 3
+
+
+def test_two_results_of_one_folder_have_two_reports(tmp_path, monkeypatch, capsys):
+    for name in ("a_results", "b_results"):
+        files.write_json_lines(tmp_path / f"{name}.jsonl", by_hand())
+        monkeypatch.setattr(sys, "argv", ["nnssl_study", "report", f"{tmp_path}/{name}.jsonl"])
+        assert cli.study() == 0
+        page = tmp_path / f"{name}_report" / "report.html"
+        assert page.is_file()
+        assert f"Wrote {page}" in capsys.readouterr().out
+
+
 def _differing(values: list[list[float]]) -> scores.Comparison:
     """The comparison of an arm that differs from scratch by these, by seed and case."""
     rows = []
