@@ -169,6 +169,10 @@ def _check_keys(entry: Mapping, start: str, at: Place) -> None:
     values.require_said(entry, [ARM[key] for key in needed], at)
     if start == "pretrain":
         _require_scans(entry, at)
+    if entry.get("like") and entry.get("encoder"):
+        raise DescriptionError(
+            f"{at}: like and encoder both say which encoder it has; leave one of them out"
+        )
 
 
 def _require_scans(entry: Mapping, at: Place) -> None:
