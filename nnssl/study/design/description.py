@@ -17,13 +17,11 @@ from nnssl.options import option, options_of
 from nnssl.study.design import values
 from nnssl.study.design.parts import (
     ALL,
-    BASELINE,
     OTHERS,
     RECIPE,
     REST,
     STARTS,
     Arm,
-    Budget,
     Task,
     arm_of,
     budget_of,
@@ -32,6 +30,7 @@ from nnssl.study.design.parts import (
     task_of,
 )
 from nnssl.study.design.values import DescriptionError, Place
+from nnssl.study.rows import BASELINE, Budget
 
 __all__ = [
     "ALL",

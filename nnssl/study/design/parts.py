@@ -14,12 +14,10 @@ from nnssl.options import option, options_of
 from nnssl.recipe import Recipe
 from nnssl.study.design import values
 from nnssl.study.design.values import DescriptionError, Place, named_as
+from nnssl.study.rows import BASELINE, Budget
 from nnssl.types import BASE
 
-Budget = int | str  # a number of cases, or ALL
-
 ALL = "all"
-BASELINE = "scratch"
 FOLD, REST = "fold", "rest"  # which cases a task validates on
 STARTS = ("scratch", "checkpoint", "pretrain", "default", "imagenet", "supervised", "elsewhere")
 OTHERS = ("default", "elsewhere")  # of which start another network than ours

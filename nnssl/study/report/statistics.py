@@ -188,11 +188,12 @@ def ranks(scores: np.ndarray) -> Ranks:
     blocks, arms = scores.shape
     if not blocks or arms < 2:
         return Ranks([float("nan")] * arms, blocks, float("nan"), float("nan"), [])
-    means = stats.rankdata(-scores.round(12), axis=1).mean(axis=0)
+    ranked = stats.rankdata(-scores.round(12), axis=1)
+    means = ranked.mean(axis=0)
     if blocks < 2:
         return Ranks(means.tolist(), blocks, float("nan"), float("nan"), [])
     difference = critical_difference(arms, blocks)
-    p, groups = _friedman(scores, means), _rank_cliques(means, difference)
+    p, groups = _friedman(ranked), _rank_cliques(means, difference)
     return Ranks(means.tolist(), blocks, p, difference, groups)
 
 
@@ -202,13 +203,15 @@ def critical_difference(arms: int, blocks: int) -> float:
     return float(q * np.sqrt(arms * (arms + 1) / (6 * blocks)))
 
 
-def _friedman(scores: np.ndarray, means: np.ndarray) -> float:
-    blocks, arms = scores.shape
-    ranked = stats.rankdata(-scores.round(12), axis=1)
+def _friedman(ranked: np.ndarray) -> float:
+    """p of ranks [N k]."""
+    blocks, arms = ranked.shape
     spread = ((ranked - (arms + 1) / 2) ** 2).sum()
     if spread == 0:
         return 1.0  # all tied
-    statistic = (arms - 1) * blocks**2 * ((means - (arms + 1) / 2) ** 2).sum() / spread
+    statistic = (
+        (arms - 1) * blocks**2 * ((ranked.mean(axis=0) - (arms + 1) / 2) ** 2).sum() / spread
+    )
     return float(stats.chi2.sf(statistic, arms - 1))
 
 
