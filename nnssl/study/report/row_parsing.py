@@ -21,7 +21,7 @@ WORDS = {
     NoneType: "null",
 }
 FRACTIONS = ("dice", "surface_dice")
-ROUNDING = 1e-6
+ROUNDING = 1e-6  # of a quotient of sums
 
 
 class ResultsError(ValueError):
@@ -81,7 +81,9 @@ def _classes(hint: object) -> tuple[type, ...]:
     if isinstance(hint, UnionType):
         return tuple(chain.from_iterable(map(_classes, get_args(hint))))
     plain = get_origin(hint) or hint
-    return (Real if plain is float else plain,)
+    if plain is float:
+        return (Real,)
+    return (plain,) if isinstance(plain, type) else ()
 
 
 def _require_fractions(content: Mapping, what: str) -> None:
