@@ -56,6 +56,15 @@ def test_what_init_writes_can_be_read_with_all_that_it_comments_out(tmp_path):
         template.write_description(path)
 
 
+@pytest.mark.parametrize("name", ["study.conf", "study", "study.jsonl"])
+def test_init_writes_no_file_that_report_would_take_for_results(tmp_path, name):
+    with pytest.raises(ValueError, match=rf"ends in .yaml or .yml, .* init \S+{name}.yaml$"):
+        template.write_description(tmp_path / name)
+    assert list(tmp_path.iterdir()) == []
+    template.write_description(tmp_path / "study.yml")
+    assert load_study(tmp_path / "study.yml").folder == tmp_path / "study"
+
+
 def test_defaults_paths_and_the_order_of_recipes(tmp_path):
     study = load_study(written(tmp_path))
     scratch, smit = study.arms
@@ -140,6 +149,10 @@ def test_defaults_paths_and_the_order_of_recipes(tmp_path):
             r"tolerance \(mm\) must be a positive number, got 0",
         ),
         (
+            {"tasks": [{"name": "organs", "dataset": 1, "tolerance": True}]},
+            r"tolerance \(mm\) must be a positive number, got True",
+        ),
+        (
             {"tasks": [{"name": "organs", "dataset": 1, "tolerance": "wide"}]},
             "positive number, got 'wide'",
         ),
@@ -157,6 +170,20 @@ def test_defaults_paths_and_the_order_of_recipes(tmp_path):
             "the same plans name twice: organs-coarse-smit; rename",
         ),
         (
+            {
+                "arms": [
+                    *SMALL["arms"],
+                    {
+                        "name": "organs-smit",
+                        "start": "supervised",
+                        "dataset": 1,
+                        "configuration": "2d",
+                    },
+                ],
+            },
+            "supervised pretraining by the arm alone; .* name twice: organs-smit; rename",
+        ),
+        (
             {"tasks": [{"name": "organs", "dataset": 1, "plans": "../plans"}]},
             "name of plans of the dataset",
         ),
@@ -164,7 +191,17 @@ def test_defaults_paths_and_the_order_of_recipes(tmp_path):
         ({"budgets": ["some"]}, "a number of cases, or all"),
         ({"budgets": [2, 2]}, "named twice as budget: 2"),
         ({"seeds": [0], "folds": [0]}, "seeds or folds, not both"),
-        ({"seeds": 3}, "must be a list"),
+        ({"seeds": 3}, "seeds must be a list"),
+        ({"folds": 3}, "folds must be a list .* got 3"),
+        ({"folds": [1, 1]}, "named twice as fold: 1"),
+        (
+            {"folds": [0, 1], "tasks": [{"name": "organs", "dataset": 1, "fold": 3}]},
+            "folds replace fold: 3 of task organs; leave it out",
+        ),
+        (
+            {"arms": [SMALL["arms"][0] | {"like": "smit", "encoder": "tiny"}, SMALL["arms"][1]]},
+            r"arm scratch \(scratch\): like and encoder both say .* leave one of them out",
+        ),
         ({"recipe": {"epoch": 3}}, "unknown epoch; known: trainer, decoder"),
         ({"device": "tpu"}, "one of cuda, cpu, mps"),
         (
@@ -226,6 +263,10 @@ LAUGHS = "a: &a [1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
         ("a:\n- {b: 1, b: 2}\n", "line 2: 'b' is there twice"),
         ("a: 1\ndataset: 010\n", "line 2: YAML does not read 010 as it is written"),
         ("seeds: [0, 1:30]\n", "line 1: YAML does not read 1:30"),
+        ("tasks:\n- {tolerance: 1:30.5}\n", "line 2: YAML does not read 1:30.5"),
+        ("name: a\nfolder: 2026-13-01\n", "study.yaml, line 2: YAML does not read 2026-13-01"),
+        ("name: 2026-07-01\n", "line 1: YAML does not read 2026-07-01 .* put it in quotes"),
+        ("name: !!int three\n", "study.yaml has a value that YAML cannot read"),
         ("[" * 5000, "an alias that refers to itself, or thousands of nested lists"),
         ("# " + "x" * 2_000_000, "bytes; allowed are at most"),
         ("a: !!python/object/apply:os.getcwd []", "not YAML"),
@@ -284,6 +325,7 @@ PRIMUS = {"name": "a", "start": "default", "trainer": "DefaultPrimusMTrainer"}
     ("arm", "message"),
     [
         (PRIMUS | {"trainer": "SwinSSLTrainer"}, "arm a: trainer SwinSSLTrainer ignores"),
+        (PRIMUS | {"trainer": "SwinFrozenTrainer"}, "arm a: trainer SwinFrozenTrainer ignores"),
         (PRIMUS | {"trainer": "nnUNetTrainer"}, "subclasses: DefaultPrimusSTrainer, .*elsewhere"),
         (PRIMUS | {"trainer": "NobodysTrainer"}, "finds no trainer NobodysTrainer; known: "),
         (PRIMUS, "DefaultPrimusMTrainer has a 3D network, but task flat is 2d"),
@@ -293,6 +335,27 @@ PRIMUS = {"name": "a", "start": "default", "trainer": "DefaultPrimusMTrainer"}
 def test_a_trainer_that_is_not_there_or_of_another_length_is_refused(tmp_path, arm, message):
     tasks = [*SMALL["tasks"], {"name": "flat", "dataset": 501, "configuration": "2d"}]
     path = written(tmp_path, arms=[SMALL["arms"][0], arm], tasks=tasks)
+    with pytest.raises(DescriptionError, match=message):
+        check.check_settings(load_study(path))
+
+
+@pytest.mark.parametrize(
+    "trainer",
+    [
+        "SwinScratchTrainer",
+        "SwinTrainer",
+        "DefaultNetworkTrainer",
+        "DefaultPrimusMTrainer",
+        "nnUNetTrainer",
+    ],
+)
+@pytest.mark.parametrize("of", ["study", "arm"])
+def test_a_pretrained_arm_has_a_trainer_that_loads_its_weights(tmp_path, trainer, of):
+    recipe = {"trainer": trainer}
+    arm = ARM | ({"recipe": recipe} if of == "arm" else {})
+    path = written(tmp_path, arms=[SMALL["arms"][0], arm], recipe=recipe if of == "study" else None)
+    allowed = "SwinFrozenTrainer, SwinGradualTrainer, SwinLoRATrainer, SwinSSLTrainer and"
+    message = f"arm a: trainer {trainer} does not load pretrained weights; .* {allowed}"
     with pytest.raises(DescriptionError, match=message):
         check.check_settings(load_study(path))
 

@@ -536,7 +536,7 @@ STARTS = [
         ({"tasks": [TASKS[0] | {"tolerance": 0.5}]}, {"scratch", "smit"}),
         ({"folds": [0]}, {"scratch", "smit"}),
         ({"arms": [STARTS[0], STARTS[1] | {"checkpoint": "b.pth"}]}, {"scratch", "smit"}),
-        ({"arms": [STARTS[0] | {"encoder": "tiny"}, STARTS[1]]}, {"scratch"}),
+        ({"arms": [STARTS[0] | {"encoder": "tiny", "like": None}, STARTS[1]]}, {"scratch"}),
         ({"arms": [STARTS[0], STARTS[1] | {"modality": "CT"}]}, set()),
         ({"device": "cuda", "seeds": [0, 1]}, set()),
     ],

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 
 import pytest
+from synthetic_results import case_row, run_row
 
 from nnssl import files
-from nnssl.study.report.results import Results, ResultsError
+from nnssl.study.report.results import Group, Results, ResultsError
 
 ROWS = [{"kind": "epoch", "run": "a", "epoch": n} for n in range(6)]
 LINES = [json.dumps(row) for row in ROWS]
@@ -42,6 +43,10 @@ def test_blank_lines_are_no_damage(tmp_path):
     assert files.read_json_lines(path) == ROWS
 
 
+RUN = run_row("r", "t", "smit", 2, 0)
+CASE = case_row("r", "b", "liver", 0.5)
+
+
 @pytest.mark.parametrize(
     ("row", "message"),
     [
@@ -51,10 +56,25 @@ def test_blank_lines_are_no_damage(tmp_path):
         ),
         (
             {"kind": "case", "run": ["a"], "case": "b", "label": "c"},
-            "has a list or mapping for run",
+            r"row 1 of the results, a case, has run: \['a'\]; allowed: a string",
         ),
+        (RUN | {"cases": "2"}, "has cases: '2'; allowed: an integer or null"),
+        (RUN | {"task": None}, "a run, has task: None; allowed: a string"),
+        (RUN | {"seed": True}, "has seed: True; allowed: an integer"),
+        (RUN | {"budget": 2.5}, "has budget: 2.5; allowed: an integer or a string"),
+        (CASE | {"dice": "0,8"}, "a case, has dice: '0,8'; allowed: a number or null"),
+        (CASE | {"dice": 8.0}, "has dice: 8.0; allowed: 0 to 1, or null"),
+        (CASE | {"surface_dice": -0.5}, "has surface_dice: -0.5; allowed: 0 to 1, or null"),
     ],
 )
-def test_a_row_that_cannot_be_a_studys_is_named(row, message):
+def test_a_row_that_cannot_be_a_studys_is_named(tmp_path, row, message):
     with pytest.raises(ResultsError, match=message):
         Results([row])
+    files.write_json_lines(tmp_path / "results.jsonl", [RUN, row])
+    with pytest.raises(ResultsError, match=r"results\.jsonl, row 2 of the results, a "):
+        Results.read(tmp_path / "results.jsonl")
+
+
+def test_whole_numbers_and_null_are_scores():
+    scores = Results([RUN, CASE | {"dice": 1, "hd95": 0}, CASE | {"case": "c", "dice": None}])
+    assert scores.scores(Group("t", "smit", 2), "dice").mean == 1.0

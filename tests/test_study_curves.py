@@ -65,6 +65,14 @@ def test_what_is_not_reached_is_never_and_is_counted():
     assert curves.convergence([weak, strong, strong], [scratch])[0].epochs == 1.0
 
 
+def test_the_median_of_two_seeds_is_between_them():
+    early, late, scratch = (line([0.0] * before + [1.0] * 50) for before in (4, 44, 9))
+    row = curves.convergence([early, late], [scratch])[0]
+    assert (row.epochs, row.hours) == (25.0, pytest.approx(0.25))
+    assert row.epoch_ratio == 2.5
+    assert curves.convergence([scratch], [early, late])[0].epoch_ratio == 0.4
+
+
 def test_labels_saved_are_read_off_the_curve():
     scratch = [(2, 0.4), (8, 0.6), (32, 0.8)]
     arm = [(2, 0.6), (8, 0.8), (32, 0.9)]

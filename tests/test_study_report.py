@@ -180,6 +180,62 @@ def test_ranks_are_over_tasks_and_of_complete_arms():
     assert "Left out" in scores.ranks(ranking).note
 
 
+def of_two_folds(worse: float = 0.05) -> list[dict]:
+    """Fold 1 is 0.3 harder than fold 0, in every task; smit lacks it in each, at two cases."""
+    rows = [{"kind": "study", "description": {"tasks": [
+        {"name": "organs", "modality": "CT"}, {"name": "heart", "modality": "MR"}]}}]  # fmt: skip
+    for task, easier in (("organs", 0.0), ("heart", 0.1)):
+        for arm, loss in (("scratch", 0.0), ("smit", worse)):
+            for budget, fold in ((2, 0), (2, 1), (8, 0), (8, 1)):
+                run, dice = f"{task}__{arm}__{budget}__{fold}", 0.5 + easier - loss - 0.3 * fold
+                if (arm, budget, fold) != ("smit", 2, 1):
+                    rows.append(run_row(run, task, arm, budget, fold, cases=budget))
+                    cases = [f"{fold}{number}" for number in range(3)]
+                    gain = 0.1 if budget == 8 else 0.0
+                    rows += [case_row(run, case, "liver", dice + gain) for case in cases]
+    return rows
+
+
+def test_ranks_are_of_the_seeds_that_all_arms_have():
+    ranking = scores.rank(Results(of_two_folds()))
+    for ranks in (ranking.overall, *ranking.by_budget.values()):
+        assert dict(zip(ranking.arms, ranks.means, strict=True)) == {"scratch": 1, "smit": 2}
+
+
+def test_an_arm_without_a_seed_of_scratchs_has_no_rank():
+    rows = of_two_folds()
+    rows = [row for row in rows if row.get("run") != "organs__scratch__2__0"]
+    ranking = scores.rank(Results(rows))
+    assert (ranking.arms, ranking.left_out) == (["scratch"], ["smit"])
+    assert "without a seed that scratch has too: smit." in scores.ranks(ranking).note
+
+
+def test_labels_are_saved_over_the_seeds_that_both_have():
+    """smit is as good as scratch at its two cases with 2 * 4 ** 0.5 of them, in either fold."""
+    rows = efficiency.labels_saved(Results(of_two_folds())).rows
+    assert [row[4] for row in rows if row[0] == "organs"] == ["4", "more than 8"]
+    rows = [row for row in of_two_folds() if row.get("run") != "organs__smit__8__0"]
+    assert [row for row in efficiency.labels_saved(Results(rows)).rows if row[0] == "organs"] == []
+
+
+def test_few_and_many_are_of_the_same_seeds():
+    rows = {tuple(row[:2]): row for row in efficiency.gap(Results(of_two_folds())).rows}
+    seeds, few, many, gap = rows["organs", "smit"][4:]
+    assert (seeds, few, many) == (1, pytest.approx(0.45), pytest.approx(0.55))
+    assert gap.mean == pytest.approx(many - few)
+    assert rows["organs", "scratch"][4:6] == [2, pytest.approx(0.35)]
+
+
+def test_the_drop_is_of_the_seeds_that_all_arms_have():
+    """Of smit fold 1 is missing in one of the tasks alone."""
+    rows = [row for row in of_two_folds() if not row.get("run", "").startswith("heart__smit__2__1")]
+    rows += [run_row("heart__smit__2__1", "heart", "smit", 2, 1, cases=2)]
+    rows += [case_row("heart__smit__2__1", "10", "liver", 0.25)]
+    found = {tuple(row[::2][:2]): row for row in efficiency.modality(Results(rows)).rows}
+    assert found["scratch", "2"][3] == pytest.approx(0.5)
+    assert found["smit", "2"][3] == pytest.approx(0.45)
+
+
 def test_the_drop_to_another_modality():
     results = Results(synthetic_results.rows(reuse_too=False))
     rows = {(row[0], row[2]): row for row in efficiency.modality(results).rows}
@@ -262,6 +318,27 @@ def test_what_an_earlier_report_had_and_this_one_has_not_is_removed(tmp_path):
     assert (tables / "scores.csv").is_file()
 
 
+def test_files_of_others_stay(tmp_path):
+    tables, plots = tmp_path / "report" / "tables", tmp_path / "report" / "plots"
+    others = [tables / "mine.csv", plots / "mine.svg", tmp_path / "report" / "notes.txt"]
+    for path in others:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("mine")
+    for _ in range(2):
+        written(tmp_path, by_hand())
+        assert [path.read_text() for path in others] == ["mine"] * 3
+
+
+def test_two_results_of_one_folder_have_two_reports(tmp_path, monkeypatch, capsys):
+    for name in ("a_results", "b_results"):
+        files.write_json_lines(tmp_path / f"{name}.jsonl", by_hand())
+        monkeypatch.setattr(sys, "argv", ["nnssl_study", "report", f"{tmp_path}/{name}.jsonl"])
+        assert cli.study() == 0
+        page = tmp_path / f"{name}_report" / "report.html"
+        assert page.is_file()
+        assert f"Wrote {page}" in capsys.readouterr().out
+
+
 def _differing(values: list[list[float]]) -> scores.Comparison:
     """The comparison of an arm that differs from scratch by these, by seed and case."""
     rows = []
@@ -269,7 +346,7 @@ def _differing(values: list[list[float]]) -> scores.Comparison:
         for arm, gains in (("scratch", [0.0] * len(differences)), ("smit", differences)):
             run = f"t__{arm}__2__{seed}"
             rows.append(run_row(run, "t", arm, 2, seed))
-            rows += [case_row(run, f"c{n}", "l", 0.5 + g) for n, g in enumerate(gains)]
+            rows += [case_row(run, f"c{n}", "l", 0.25 + g) for n, g in enumerate(gains)]
     (compared,) = scores.compare_with_scratch(Results(rows))
     return compared
 
@@ -323,6 +400,25 @@ def test_another_network_loses_no_gain_of_a_pretraining():
     rows = synthetic_results.rows(**SMALL, reuse_too=False)
     rows[0]["description"]["arms"][1]["start"] = "default"
     assert {row[0] for row in efficiency.modality(Results(rows)).rows} == set()
+
+
+def test_another_random_start_was_not_pretrained_on_ct():
+    rows = synthetic_results.rows(**SMALL, reuse_too=False)
+    rows[0]["description"]["arms"][1]["start"] = "scratch"
+    assert efficiency.modality(Results(rows)).rows == []
+
+
+def test_the_gain_of_one_subject_has_no_interval():
+    """The cases of heart are all of one person."""
+    rows = of_two_folds()
+    for row in rows:
+        if row["kind"] == "case":
+            row["subject"] = row["case"] if row["run"].startswith("organs") else "one"
+    cells = {tuple(row[::2][:2]): row[6:] for row in efficiency.modality(Results(rows)).rows}
+    within, across, lost = cells["smit", "8"]
+    assert np.isfinite([within.low, within.high]).all()
+    assert across.mean == pytest.approx(-0.05)
+    assert np.isnan([across.low, across.high, lost.low, lost.high]).all()
 
 
 def test_no_two_of_thirty_arms_look_alike():

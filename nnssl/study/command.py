@@ -110,14 +110,17 @@ def _report(args: argparse.Namespace) -> None:
     from nnssl.study.report import write
 
     rows = _results_of(args.description)
-    _say(f"Wrote {write.write(rows, rows.parent / 'report')}")
+    name = "report" if rows.name == "results.jsonl" else f"{rows.stem}_report"
+    _say(f"Wrote {write.write(rows, rows.parent / name)}")
 
 
 def _results_of(path: Path) -> Path:
     """The results file that a path names: a study's folder, its description, or the file itself."""
+    from nnssl.study.design.template import SUFFIXES
+
     if path.is_dir():
         return path / "results.jsonl"
-    return _collected(path).results if path.suffix in (".yaml", ".yml") else path
+    return _collected(path).results if path.suffix in SUFFIXES else path
 
 
 def _say(text: str) -> None:

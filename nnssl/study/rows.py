@@ -27,11 +27,7 @@ class Row:
 
     @property
     def key(self) -> tuple[str | int, ...]:
-        return self.key_of(vars(self))
-
-    @classmethod
-    def key_of(cls, content: Mapping) -> tuple[str | int, ...]:
-        return (cls.KIND, *(content[name] for name in cls.KEY))
+        return (self.KIND, *(getattr(self, name) for name in self.KEY))
 
     def to_json(self) -> dict:
         return {"kind": self.KIND, **{f.name: getattr(self, f.name) for f in fields(self)}}

@@ -22,10 +22,11 @@ from nnssl.study.design.values import DescriptionError
 from nnssl.study.execution import pretraining
 from nnssl.study.execution.flags import flags, recipe_flags
 from nnssl.study.execution.pretraining import Start
-from nnssl.study.execution.runs import ArmOnTask
+from nnssl.study.execution.runs import FIXED_TRAINERS, ArmOnTask
 from nnssl.train.pretrain_options import CommandOptions
 
-DEFAULT, PRIMUS, SWIN = "DefaultNetworkTrainer", "PrimusTrainer", "SwinSSLTrainer"
+DEFAULT, SCRATCH = FIXED_TRAINERS["default"], FIXED_TRAINERS["scratch"]
+PRIMUS, SWIN = "PrimusTrainer", "SwinTrainer"  # base classes
 OF_THE_STUDY = {
     "-o",
     "--c",
@@ -107,8 +108,12 @@ def _check_trainers(study: Study, arm: Arm) -> None:
 
 
 def _check_trainer(arm: Arm, task: Task, name: str) -> None:
-    """Check that nnU-Net will find it, and that it follows the recipe's length."""
+    """Check that nnU-Net will find it, that it loads the weights of an arm that has some, and that
+    it follows the recipe's length.
+    """
     ancestors = _ancestors(name)
+    if arm.is_pretrained and not _loads_weights(name, ancestors):
+        raise _without_weights(name)
     if arm.start == "default" and not _heeds_the_recipe(ancestors):
         raise _other_length(name)
     if PRIMUS in ancestors and task.configuration == "2d":
@@ -120,6 +125,18 @@ def _check_trainer(arm: Arm, task: Task, name: str) -> None:
 
 def _heeds_the_recipe(ancestors: set[str]) -> bool:
     return DEFAULT in ancestors and SWIN not in ancestors
+
+
+def _loads_weights(name: str, ancestors: set[str]) -> bool:
+    return SWIN in ancestors - {name} and SCRATCH not in ancestors
+
+
+def _without_weights(name: str) -> ValueError:
+    allowed = ", ".join(each for each in _ours() if _loads_weights(each, _ancestors(each)))
+    return ValueError(
+        f"trainer {name} does not load pretrained weights; allowed in the recipe of a pretrained "
+        f"arm are {allowed} and their subclasses"
+    )
 
 
 def _other_length(name: str) -> ValueError:

@@ -17,13 +17,11 @@ from nnssl.options import option, options_of
 from nnssl.study.design import values
 from nnssl.study.design.parts import (
     ALL,
-    BASELINE,
     OTHERS,
     RECIPE,
     REST,
     STARTS,
     Arm,
-    Budget,
     Task,
     arm_of,
     budget_of,
@@ -32,6 +30,7 @@ from nnssl.study.design.parts import (
     task_of,
 )
 from nnssl.study.design.values import DescriptionError, Place
+from nnssl.study.rows import BASELINE, Budget
 
 __all__ = [
     "ALL",
@@ -116,14 +115,15 @@ def _yaml_content(path: Path) -> object:
     return values.read_yaml(path)
 
 
-def _study(given: object, path: Path) -> Study:
+def _study(read: object, path: Path) -> Study:
     at = Place("", path.parent)
-    content = values.mapping(given, at.named("the description"))
+    content = values.mapping(read, at.named("the description"))
     _check_keys(content, at.named("the description"))
     entry = {"name": path.stem, "folder": path.with_suffix("").name, **_said(content)}
-    if by_fold := "folds" in entry:
-        entry["seeds"] = entry.pop("folds")
-    study = Study(**values.fields(entry, STUDY, at), by_fold=by_fold, source=content)
+    given = values.fields(entry, STUDY | {"folds": STUDY["seeds"]}, at)
+    if by_fold := "folds" in given:
+        given["seeds"] = given.pop("folds")
+    study = Study(**given, by_fold=by_fold, source=content)
     if study.folder == path:
         raise DescriptionError(
             f"folder {path} is the description file itself; choose another folder"
@@ -155,6 +155,7 @@ def _check_consistency(study: Study) -> None:
     _check_names(study)
     _check_count(study)
     _check_rest(study)
+    _check_folds(study)
     _check_plans(study)
     _check_baseline(study)
     for arm in study.arms:
@@ -169,7 +170,7 @@ def _check_names(study: Study) -> None:
     values.require_once("arm", [arm.name for arm in study.arms])
     values.require_once("task", [task.name for task in study.tasks])
     values.require_once("budget", list(study.budgets))
-    values.require_once("seed", list(study.seeds))
+    values.require_once("fold" if study.by_fold else "seed", list(study.seeds))
 
 
 def _check_count(study: Study) -> None:
@@ -192,17 +193,29 @@ def _check_rest(study: Study) -> None:
         )
 
 
+def _check_folds(study: Study) -> None:
+    own = [f"fold: {task.fold} of task {task.name}" for task in study.tasks if task.fold]
+    if study.by_fold and own:
+        raise DescriptionError(
+            f"the study's folds replace {own[0]}; leave it out, or give seeds in place of folds"
+        )
+
+
 def _check_plans(study: Study) -> None:
-    """Check that every arm on a task has its own plans: their names join both."""
+    """Check that no two plans have one name: those of an arm on a task are named by both, those of
+    a supervised pretraining by its arm.
+    """
     if same := _doubled_plans(study):
         raise DescriptionError(
-            f"task and arm names joined by - give the same plans name twice: {', '.join(same)}; "
-            "rename one of them"
+            "plans are named by task and arm joined by -, those of a supervised pretraining by the "
+            f"arm alone; this gives the same plans name twice: {', '.join(same)}; rename one of "
+            "the arms or tasks"
         )
 
 
 def _doubled_plans(study: Study) -> list[str]:
     plans = Counter(f"{task.name}-{arm.name}" for task in study.tasks for arm in study.arms)
+    plans.update(arm.name for arm in study.arms if arm.start == "supervised")
     return [name for name, times in plans.items() if times > 1]
 
 

@@ -14,12 +14,10 @@ from nnssl.options import option, options_of
 from nnssl.recipe import Recipe
 from nnssl.study.design import values
 from nnssl.study.design.values import DescriptionError, Place, named_as
+from nnssl.study.rows import BASELINE, Budget
 from nnssl.types import BASE
 
-Budget = int | str  # a number of cases, or ALL
-
 ALL = "all"
-BASELINE = "scratch"
 FOLD, REST = "fold", "rest"  # which cases a task validates on
 STARTS = ("scratch", "checkpoint", "pretrain", "default", "imagenet", "supervised", "elsewhere")
 OTHERS = ("default", "elsewhere")  # of which start another network than ours
@@ -169,6 +167,10 @@ def _check_keys(entry: Mapping, start: str, at: Place) -> None:
     values.require_said(entry, [ARM[key] for key in needed], at)
     if start == "pretrain":
         _require_scans(entry, at)
+    if entry.get("like") and entry.get("encoder"):
+        raise DescriptionError(
+            f"{at}: like and encoder both say which encoder it has; leave one of them out"
+        )
 
 
 def _require_scans(entry: Mapping, at: Place) -> None:

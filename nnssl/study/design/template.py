@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+SUFFIXES = (".yaml", ".yml")
 TEMPLATE = """\
 # A study of nnssl_study: arms x tasks x budgets x seeds. Every run is a training by nnU-Net.
 #   nnssl_study run THIS_FILE --dry-run      what would be done, and what it costs
@@ -73,7 +74,14 @@ device: cuda
 
 
 def write_description(path: Path) -> None:
-    """Write the commented description. Raises FileExistsError rather than overwriting one."""
+    """Write the commented description. Raises FileExistsError rather than overwriting one, and
+    ValueError for a name by which `nnssl_study report` would not know a description.
+    """
+    if path.suffix not in SUFFIXES:
+        raise ValueError(
+            f"the name of a description ends in {' or '.join(SUFFIXES)}, got {path}; type: "
+            f"nnssl_study init {path}.yaml"
+        )
     if path.exists():
         raise FileExistsError(f"{path} already exists; choose another name, or remove it")
     path.parent.mkdir(parents=True, exist_ok=True)

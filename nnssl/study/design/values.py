@@ -26,7 +26,11 @@ if TYPE_CHECKING:
 NAME = re.compile(r"[A-Za-z0-9]+([-_][A-Za-z0-9]+)*")
 FILE_NAME = re.compile(r"\w[\w.-]*")  # of plans, configurations and trainers: not a path
 DATASET = re.compile(r"\d{1,4}|Dataset\d{3,4}_\w[\w.-]*")
-MISREAD = re.compile(r"[-+]?0[0-9_]+|.*:.*")  # whole numbers
+MISREAD = {  # by YAML's kind
+    "int": re.compile(r"[-+]?0[0-9_]+|.*:.*"),
+    "float": re.compile(r".*:.*"),
+    "timestamp": re.compile(r".*"),
+}
 LONGEST_NAME = 64  # a run's name joins four of them, and file systems end at 255
 LARGEST_FILE = 1_000_000  # bytes
 MOST_VALUES = 100_000  # in a file, aliases written out
@@ -59,7 +63,7 @@ Reader = Callable[[object, Place], object]
 
 def read_yaml(path: Path) -> object:
     """The content of a YAML file. Raises DescriptionError, also where its aliases are endless, a
-    key is repeated, or a number is not read as it is written.
+    key is repeated, or a number or date is not read as it is written.
     """
     import yaml
 
@@ -76,6 +80,10 @@ def read_yaml(path: Path) -> object:
         raise DescriptionError(f"{path} is not YAML: {error}") from error
     except UnicodeDecodeError as error:
         raise DescriptionError(f"{path} is not text in UTF-8: {error}") from error
+    except DescriptionError:
+        raise
+    except ValueError as error:
+        raise DescriptionError(f"{path} has a value that YAML cannot read: {error}") from error
     except RecursionError:
         raise DescriptionError(
             f"{path} has an alias that refers to itself, or thousands of nested lists"
@@ -99,22 +107,24 @@ def _value_count(node: object, known: dict[int, int]) -> int:
 
 
 def _require_read_as_written(node: object, path: Path) -> None:
-    """YAML takes the last of two equal keys, 010 for 8 and 1:30 for 90, without a word.
+    """YAML takes the last of two equal keys, 010 for 8, 1:30 for 90 and 2026-07-01 for a date,
+    without a word.
 
     node: of YAML, with aliases that end.
     """
     import yaml
 
     if isinstance(node, yaml.ScalarNode):
-        _require_plain_number(node, path)
+        _require_plain(node, path)
     if isinstance(node, yaml.MappingNode):
         _require_different_keys(node, path)
     for child in _children(node):
         _require_read_as_written(child, path)
 
 
-def _require_plain_number(node: ScalarNode, path: Path) -> None:
-    if node.tag.endswith(":int") and MISREAD.fullmatch(node.value):
+def _require_plain(node: ScalarNode, path: Path) -> None:
+    misread = MISREAD.get(node.tag.rpartition(":")[2])
+    if misread and misread.fullmatch(node.value):
         raise DescriptionError(
             f"{path}, line {node.start_mark.line + 1}: YAML does not read {node.value} as it is "
             "written; leave out zeros at the front and colons, or put it in quotes"
@@ -266,6 +276,8 @@ def positive(entry: object, at: Place) -> float:
 
 def _number_or_nan(entry: object) -> float:
     """NaN for what is none."""
+    if isinstance(entry, bool):
+        return nan
     try:  # YAML reads 1e0 as a word
         return float(entry) if isinstance(entry, str | int | float) else nan
     except (ValueError, OverflowError):

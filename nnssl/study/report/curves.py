@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from statistics import median
 
 import numpy as np
 import pandas as pd
@@ -59,10 +60,6 @@ class Curve:
         first = int(there.argmax())
         return float(first + 1), float(self.hours[first])
 
-    def meets(self, target: float) -> bool:
-        """Whether the Dice is ever at `target`."""
-        return bool(np.any(self.dice >= target))
-
 
 def _hours(epochs: Sequence[EpochRow]) -> np.ndarray:
     return np.cumsum([row.seconds or 0.0 for row in epochs]) / 3600
@@ -102,18 +99,18 @@ def mean_final(curves: list[Curve]) -> float:
 def _convergence(
     arm: list[Curve], scratch: list[Curve], fraction: float, target: float
 ) -> Convergence:
-    (epochs, hours), theirs = _median_reach(arm, target), _median_reach(scratch, target)
+    ours = [curve.reaches(target) for curve in arm]
+    theirs = _medians(curve.reaches(target) for curve in scratch)
+    epochs, hours = _medians(ours)
     ratios = _ratio(epochs, theirs[0]), _ratio(hours, theirs[1])
-    reached = sum(curve.meets(target) for curve in arm)
+    reached = sum(epoch < NEVER for epoch, _ in ours)
     return Convergence(fraction, target, epochs, hours, *ratios, reached, len(arm))
 
 
-def _median_reach(curves: list[Curve], target: float) -> tuple[float, float]:
-    """Epochs and hours to `target`, each the median over the seeds. The upper one of two in the
-    middle, so that a median with one NEVER in it is NEVER, and none is made up.
-    """
-    reached = [curve.reaches(target) for curve in curves]
-    return tuple(sorted(column)[len(column) // 2] for column in zip(*reached, strict=True))
+def _medians(reached: Iterable[tuple[float, float]]) -> tuple[float, float]:
+    """Of epochs and hours, each over the seeds. With a NEVER in the middle it is NEVER."""
+    epochs, hours = zip(*reached, strict=True)
+    return median(epochs), median(hours)
 
 
 def _ratio(ours: float, theirs: float) -> float:

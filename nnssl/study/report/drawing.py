@@ -51,9 +51,9 @@ def figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def panels(count: int, height: float = 2.9, across: int = ACROSS) -> tuple[Figure, list[Axes]]:
-    """A figure and the axes of `count` panels, `across` in a row."""
-    across = min(across, count)
+def panels(count: int, height: float = 2.9) -> tuple[Figure, list[Axes]]:
+    """A figure and the axes of `count` panels, at most `ACROSS` in a row."""
+    across = min(ACROSS, count)
     rows = -(-count // across)
     fig = figure(WIDTH * (0.6 if across == 1 else 1), height * rows + 0.5)
     grid = fig.subplots(rows, across, squeeze=False)

@@ -18,6 +18,7 @@ from nnssl.study.report.tables import Cell, Table
 from nnssl.study.rows import BASELINE, Budget, grouped
 
 MODALITY = "CT"  # of an arm's pretraining, where the description says nothing
+NOT_PRETRAINED = ("scratch", "default")  # starts
 
 
 def curves_of(results: Results, group: Group) -> dict[int, Curve]:
@@ -88,11 +89,16 @@ def _convergence_cells(row: Convergence) -> list[Cell]:
     ]
 
 
-def points(results: Results, task: str, arm: str) -> list[Point]:
-    """A point for each budget of an arm in a task, where the number of cases is known."""
-    scored = {group: results.cases_of(group) for group in results.scored_groups(task, arm)}
-    known = {group: cases for group, cases in scored.items() if cases > 0}
-    return [(cases, results.scores(group, "dice").mean) for group, cases in known.items()]
+def points(results: Results, task: str, arm: str) -> tuple[list[Point], list[Point]]:
+    """Scratch's and the arm's, one for each budget where the number of cases is known; over the
+    seeds that both have at all of these budgets, so none where there is no such seed.
+    """
+    found = [g for each in (BASELINE, arm) for g in results.scored_groups(task, each)]
+    known = [group for group in found if results.cases_of(group) > 0]
+    dice = zip(known, results.paired_dice(known), strict=True)
+    made = [(g.arm, (results.cases_of(g), mean)) for g, mean in dice if not np.isnan(mean)]
+    scratch, ours = ([point for of, point in made if of == each] for each in (BASELINE, arm))
+    return scratch, ours
 
 
 LABELS_SAVED = Table(
@@ -100,7 +106,8 @@ LABELS_SAVED = Table(
     title="Labels saved at equal Dice",
     note=(
         "How many labelled cases an arm needs to be as good as scratch is with more (or fewer), "
-        "read off its curve of Dice against the logarithm of the number of cases. At most: the "
+        "read off its curve of Dice against the logarithm of the number of cases, both over the "
+        "seeds that arm and scratch have at all of their budgets. At most: the "
         "arm's fewest cases are already better, so what is saved is a lower bound. More than: its "
         "most cases are not enough, so nothing is known to be saved. The curves have few points "
         "and noise: small savings are none. Where scratch is no better with more cases than with "
@@ -125,7 +132,7 @@ def labels_saved(results: Results) -> Table:
 
 
 def _saved(results: Results, task: str, arm: str) -> Iterator[list[Cell]]:
-    scratch, ours = points(results, task, BASELINE), points(results, task, arm)
+    scratch, ours = points(results, task, arm)
     if arm == BASELINE or len(ours) < 2 or not scratch:
         return
     for saving in savings(scratch, ours):
@@ -145,11 +152,11 @@ GAP = Table(
     name="gap",
     title="Few-shot against many-shot",
     note=(
-        "Dice with the most labelled cases less that with the fewest, paired by seed and case. A "
-        "small gap beside a high Dice of many is what a good pretraining gives; a small gap alone "
-        "may be a bad many."
+        "Dice with the most labelled cases less that with the fewest, paired by seed and case, "
+        "over the seeds that the arm has at both. A small gap together with a high Dice of many is "
+        "what a good pretraining gives; a small gap alone may be a bad many."
     ),
-    columns=["task", "arm", "few", "many", "Dice of few", "Dice of many", "gap"],
+    columns=["task", "arm", "few", "many", "seeds", "Dice of few", "Dice of many", "gap"],
 )
 
 
@@ -161,9 +168,9 @@ def gap(results: Results) -> Table:
 
 
 def _gap(results: Results, fewest: Group, most: Group) -> list[Cell]:
-    few, many = results.scores(fewest, "dice"), results.scores(most, "dice")
-    what = [fewest.task, fewest.arm, str(fewest.budget), str(most.budget)]
-    return [*what, few.mean, many.mean, results.difference(most, fewest, "dice").interval]
+    gained = results.difference(most, fewest, "dice")
+    what = [fewest.task, fewest.arm, str(fewest.budget), str(most.budget), len(gained.seeds)]
+    return [*what, *results.paired_dice([fewest, most]), gained.interval]
 
 
 ACROSS = Table(
@@ -172,7 +179,8 @@ ACROSS = Table(
     note=(
         "Within: tasks of the modality that the arm was pretrained on; across: tasks of another. "
         "Scratch has a row for each modality that other arms were pretrained on. "
-        "The drop in Dice also holds how hard the tasks are; scratch's drop shows that part. "
+        "The drop in Dice also holds how hard the tasks are; scratch's drop shows that part. Both "
+        "are over the seeds that all arms here have. "
         "Gain: Dice minus scratch's on the same cases; gain lost: what of it does not carry over. "
         "Intervals by bootstrap over seeds and cases."
     ),
@@ -210,11 +218,10 @@ def _across(results: Results, arm: str) -> Iterator[list[Cell]]:
 
 def _modalities(results: Results, arm: str) -> list[str]:
     """That of the arm's pretraining; of scratch, which has none, those of the others, so that it is
-    there for each of them to be read against. None of another network that is not pretrained.
+    there for each of them to be read against. None of another arm that is not pretrained.
     """
-    others = [other for other in results.arms if other != BASELINE]
-    arms = (others or [arm]) if arm == BASELINE else [arm]
-    pretrained = [each for each in arms if results.start(each) != "default"]
+    arms = [each for each in results.arms if arm in (BASELINE, each) and each != BASELINE]
+    pretrained = [each for each in arms if results.start(each) not in NOT_PRETRAINED]
     return sorted({results.modality("arms", each) or MODALITY for each in pretrained})
 
 
@@ -233,8 +240,16 @@ def _lost(
 
 
 def _mean_dice(results: Results, tasks: list[str], arm: str, budget: Budget) -> float:
-    found = [results.scores(Group(task, arm, budget), "dice").mean for task in tasks]
+    found = [_table_dice(results, task, budget).get(arm, np.nan) for task in tasks]
     return float(np.mean(found)) if found else float("nan")
+
+
+def _table_dice(results: Results, task: str, budget: Budget) -> dict[str, float]:
+    """By arm of this table, over the seeds that all of them have."""
+    every = [Group(task, arm, budget) for arm in results.arms if _modalities(results, arm)]
+    groups = [group for group in every if not results.scores(group, "dice").is_empty]
+    dice = zip(groups, results.paired_dice(groups), strict=True)
+    return {group.arm: mean for group, mean in dice}
 
 
 @dataclass(frozen=True)

@@ -114,7 +114,10 @@ class Results:
             raise FileNotFoundError(
                 f"results {path} do not exist; a study writes them: nnssl_study run study.yaml"
             )
-        return cls(files.read_json_lines(path))
+        try:
+            return cls(files.read_json_lines(path))
+        except ResultsError as error:
+            raise ResultsError(f"{path}, {error}") from None
 
     @classmethod
     def of_runs(cls, path: Path | str) -> Results:
@@ -147,6 +150,13 @@ class Results:
         """`group` minus `other`, paired by seed and case; of the seeds and cases that both have."""
         ours, theirs = self._by_label(group), self._by_label(other)
         return Scores(paired_differences(ours, theirs, measure), self._subjects(group))
+
+    def paired_dice(self, groups: Iterable[Group]) -> list[float]:
+        """The mean Dice of each group over the seeds that all of them have; NaN where none is.
+        A seed draws easier or harder cases: over other seeds a mean says nothing of the arm.
+        """
+        by_seed = [self.scores(group, "dice").frame.mean(axis=1).dropna() for group in groups]
+        return pd.concat(by_seed, axis=1, join="inner").mean().tolist() if by_seed else []
 
     def _by_label(self, group: Group) -> pd.DataFrame:
         """A group's measures by seed, case and label."""

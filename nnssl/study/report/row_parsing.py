@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from itertools import starmap
+from dataclasses import fields
+from functools import cache
+from itertools import chain, starmap
+from numbers import Real
+from types import NoneType, UnionType
+from typing import get_args, get_origin, get_type_hints
 
 from nnssl.study.rows import KINDS, Row
 
-LISTS = ("rows", "columns", "values")  # of CKA
+WORDS = {
+    str: "a string",
+    int: "an integer",
+    Real: "a number",
+    list: "a list",
+    dict: "a mapping",
+    NoneType: "null",
+}
+FRACTIONS = ("dice", "surface_dice")
+ROUNDING = 1e-6  # of a quotient of sums
 
 
 class ResultsError(ValueError):
@@ -15,7 +29,7 @@ class ResultsError(ValueError):
 
 
 def parse_rows(rows: Iterable[Mapping]) -> list[Row]:
-    """Each row once, sorted by its key."""
+    """Each row once, sorted by its key. Raises ResultsError for what is no row of a study."""
     kept = {row.key: row for row in starmap(_parsed, enumerate(rows, start=1))}
     return sorted(kept.values(), key=_numbers_first)
 
@@ -31,7 +45,8 @@ def _parsed(number: int, content: Mapping) -> Row:
     kind = _kind_of(content, what)
     what = f"{what}, a {kind.KIND},"
     _require_fields(kind, content, what)
-    _require_single_values(kind, content, what)
+    _require_types(kind, content, what)
+    _require_fractions(content, what)
     return kind.from_json(content)
 
 
@@ -47,11 +62,32 @@ def _require_fields(kind: type[Row], content: Mapping, what: str) -> None:
         raise ResultsError(f"{what} lacks {', '.join(missing)}")
 
 
-def _require_single_values(kind: type[Row], content: Mapping, what: str) -> None:
-    if odd := [name for name in _single(kind) if isinstance(content[name], (list, dict))]:
-        raise ResultsError(f"{what} has a list or mapping for {', '.join(odd)}")
+def _require_types(kind: type[Row], content: Mapping, what: str) -> None:
+    for name, allowed in _types(kind).items():
+        value = content.get(name)
+        if name in content and (isinstance(value, bool) or not isinstance(value, allowed)):
+            words = " or ".join(WORDS[each] for each in allowed)
+            raise ResultsError(f"{what} has {name}: {repr(value)[:60]}; allowed: {words}")
 
 
-def _single(kind: type[Row]) -> list[str]:
-    """The fields that are one value each."""
-    return [name for name in kind.required() if name not in LISTS]
+@cache
+def _types(kind: type[Row]) -> dict[str, tuple[type, ...]]:
+    """By field, the classes that its value may have as JSON gives it."""
+    hints = get_type_hints(kind)
+    return {field.name: _classes(hints[field.name]) for field in fields(kind)}
+
+
+def _classes(hint: object) -> tuple[type, ...]:
+    if isinstance(hint, UnionType):
+        return tuple(chain.from_iterable(map(_classes, get_args(hint))))
+    plain = get_origin(hint) or hint
+    if plain is float:
+        return (Real,)
+    return (plain,) if isinstance(plain, type) else ()
+
+
+def _require_fractions(content: Mapping, what: str) -> None:
+    for name in FRACTIONS:
+        value = content.get(name)
+        if value is not None and (value < -ROUNDING or value > 1 + ROUNDING):
+            raise ResultsError(f"{what} has {name}: {value}; allowed: 0 to 1, or null")

@@ -208,18 +208,20 @@ class Ranking:
 
 
 def rank(results: Results) -> Ranking:
-    """Only of the arms that have a Dice in every task and at every budget that scratch has."""
-    dice = _dice(results)
-    tasks, budgets, arms = _comparable(~np.isnan(dice), results.arms)
-    cube, common = dice[np.ix_(tasks, budgets, arms)], list(compress(results.budgets, budgets))
+    """Only of the arms that have a seed of scratch's in every task and at every budget that scratch
+    has; over the seeds that all of them have there.
+    """
+    tasks, budgets, arms = _comparable(_paired(results), results.arms)
     ranked, left_out = (list(compress(results.arms, which)) for which in (arms, ~arms))
+    common = list(compress(results.budgets, budgets))
+    cube = _dice(results, list(compress(results.tasks, tasks)), common, ranked)
     by_budget = {budget: statistics.ranks(cube[:, index]) for index, budget in enumerate(common)}
     overall = statistics.ranks(cube.mean(axis=1) if common else np.zeros((0, 0)))
     return Ranking(ranked, left_out, common, overall, by_budget)
 
 
 def _comparable(there: np.ndarray, arms: list[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Which tasks, budgets and arms are ranked, from where there is a Dice [tasks budgets arms]."""
+    """Which tasks, budgets and arms are ranked, from where there is a pair [tasks budgets arms]."""
     is_scratch = np.array([arm == BASELINE for arm in arms], dtype=bool)
     wanted = np.any(there & is_scratch, axis=2)
     tasks = np.any(wanted, axis=1)
@@ -228,12 +230,20 @@ def _comparable(there: np.ndarray, arms: list[str]) -> tuple[np.ndarray, np.ndar
     return tasks, budgets, complete & np.any(budgets)
 
 
-def _dice(results: Results) -> np.ndarray:
-    """[tasks budgets arms], NaN where there is none."""
+def _paired(results: Results) -> np.ndarray:
+    """Where a group has a seed of scratch's with a Dice, [tasks budgets arms]."""
     shape = len(results.tasks), len(results.budgets), len(results.arms)
     combinations = product(results.tasks, results.budgets, results.arms)
-    means = [results.scores(Group(t, arm, b), "dice").mean for t, b, arm in combinations]
-    return np.array(means, dtype=float).reshape(shape)
+    found = [Group(task, arm, budget) for task, budget, arm in combinations]
+    means = [results.paired_dice([group, group.baseline])[0] for group in found]
+    return ~np.isnan(means).reshape(shape)
+
+
+def _dice(results: Results, tasks: list[str], budgets: list[Budget], arms: list[str]) -> np.ndarray:
+    """[tasks budgets arms], NaN where the arms have no seed in common."""
+    pairs = product(tasks, budgets)
+    means = [results.paired_dice(Group(t, arm, b) for arm in arms) for t, b in pairs]
+    return np.array(means, dtype=float).reshape(len(tasks), len(budgets), len(arms))
 
 
 def ranks(ranking: Ranking) -> Table:
@@ -248,13 +258,16 @@ def ranks(ranking: Ranking) -> Table:
 
 
 def _about_ranks(ranking: Ranking) -> str:
-    note = "Mean rank by Dice over the tasks; 1 is the best. "
+    note = "Mean rank by Dice over the tasks, of the seeds that all arms here have; 1 is the best. "
     if ranking.overall.is_tested:
         note += _about_tests(ranking.overall)
     elif ranking.arms:
         note += "One task is one observation: there is no test. "
     if ranking.left_out:
-        note += f"Left out, without a result in some task or budget: {', '.join(ranking.left_out)}."
+        note += (
+            "Left out, in some task or budget without a seed that scratch has too: "
+            f"{', '.join(ranking.left_out)}."
+        )
     return note
 
 

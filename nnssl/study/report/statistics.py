@@ -53,7 +53,8 @@ def by_subject(values: np.ndarray, subjects: list[str]) -> tuple[np.ndarray, np.
 def replicates(
     values: np.ndarray, subjects: list[str], draws: int = DRAWS, seed: int = 0
 ) -> np.ndarray:
-    """[draws] means, each with the seeds and the subjects drawn again with replacement.
+    """[draws] means, each with the seeds and the subjects drawn again with replacement; NaN where
+    there are fewer than two subjects.
 
     Seeds and subjects are drawn independently of each other, as rows and columns (the pigeonhole
     bootstrap, Owen 2007, arXiv 0712.1111): a hard case is hard for every seed. With one seed only
@@ -61,10 +62,9 @@ def replicates(
     are paired.
     """
     sums, counts = by_subject(values, subjects)
-    rows, columns = sums.shape
-    if not rows or not columns or not counts.any():
+    if np.count_nonzero(counts.sum(axis=0)) < 2:
         return np.full(draws, np.nan)
-    of_rows, of_columns = _drawn(rows, columns, draws, seed)
+    of_rows, of_columns = _drawn(*sums.shape, draws, seed)
     # A seed's mean first, then the mean over the drawn seeds, as `Scores.mean`.
     weights = of_columns @ counts.T
     means = _divided(of_columns @ sums.T, weights, otherwise=0.0)
@@ -101,14 +101,13 @@ def interval(
     if not there.any():
         return Interval(np.nan, np.nan, np.nan)
     mean = float(np.nanmean(values[there.any(axis=1)], axis=1).mean())
-    _, counts = by_subject(values, subjects)
-    if np.count_nonzero(counts.sum(axis=0)) < 2:
-        return Interval(mean, np.nan, np.nan)
     return Interval(mean, *bounds(replicates(values, subjects, draws, seed)))
 
 
 def bounds(drawn: np.ndarray) -> tuple[float, float]:
-    """The percentile interval of `LEVEL` of replicates."""
+    """The percentile interval of `LEVEL` of replicates; NaN where there are none."""
+    if np.isnan(drawn).all():
+        return np.nan, np.nan
     low, high = np.nanquantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
 
@@ -189,11 +188,12 @@ def ranks(scores: np.ndarray) -> Ranks:
     blocks, arms = scores.shape
     if not blocks or arms < 2:
         return Ranks([float("nan")] * arms, blocks, float("nan"), float("nan"), [])
-    means = stats.rankdata(-scores.round(12), axis=1).mean(axis=0)
+    ranked = stats.rankdata(-scores.round(12), axis=1)
+    means = ranked.mean(axis=0)
     if blocks < 2:
         return Ranks(means.tolist(), blocks, float("nan"), float("nan"), [])
     difference = critical_difference(arms, blocks)
-    p, groups = _friedman(scores, means), _rank_cliques(means, difference)
+    p, groups = _friedman(ranked), _rank_cliques(means, difference)
     return Ranks(means.tolist(), blocks, p, difference, groups)
 
 
@@ -203,13 +203,15 @@ def critical_difference(arms: int, blocks: int) -> float:
     return float(q * np.sqrt(arms * (arms + 1) / (6 * blocks)))
 
 
-def _friedman(scores: np.ndarray, means: np.ndarray) -> float:
-    blocks, arms = scores.shape
-    ranked = stats.rankdata(-scores.round(12), axis=1)
+def _friedman(ranked: np.ndarray) -> float:
+    """p of ranks [N k]."""
+    blocks, arms = ranked.shape
     spread = ((ranked - (arms + 1) / 2) ** 2).sum()
     if spread == 0:
         return 1.0  # all tied
-    statistic = (arms - 1) * blocks**2 * ((means - (arms + 1) / 2) ** 2).sum() / spread
+    statistic = (
+        (arms - 1) * blocks**2 * ((ranked.mean(axis=0) - (arms + 1) / 2) ** 2).sum() / spread
+    )
     return float(stats.chi2.sf(statistic, arms - 1))
 
 

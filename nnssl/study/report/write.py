@@ -26,6 +26,7 @@ from nnssl.study.rows import BASELINE, RunRow, StudyRow
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+WRITTEN = "files.json"  # in the report's folder: the tables and figures that are its own
 NAMED = 20  # runs that are named one by one where they did not finish
 
 CURVES = (
@@ -50,6 +51,7 @@ def write(rows: Path | str, folder: Path | str) -> Path:
     with files.atomic(path) as temporary:
         temporary.write_text(html, encoding="utf-8")
     report.remove_earlier()
+    report.note()
     return path
 
 
@@ -78,16 +80,24 @@ class _Report:
 
     def __init__(self, folder: Path) -> None:
         self.tables, self.plots = folder / "tables", folder / "plots"
-        self._written: set[Path] = set()
+        self._noted, self._written = folder / WRITTEN, set[Path]()
 
     def table(self, table: Table) -> None:
         self._written.add(table.write(self.tables))
 
     def remove_earlier(self) -> None:
         """What an earlier report has written and this one has not: it would look current."""
-        there = {*self.tables.glob("*.csv"), *self.plots.glob("*.svg")}
-        for path in there - self._written:
-            path.unlink()
+        noted = files.read_json(self._noted)["files"] if self._noted.is_file() else []
+        for path in {*self.tables.glob("*.csv"), *self.plots.glob("*.svg")} - self._written:
+            if self._name(path) in noted:
+                path.unlink()
+
+    def note(self) -> None:
+        """Which files are this report's."""
+        files.write_json(self._noted, {"files": sorted(map(self._name, self._written))})
+
+    def _name(self, path: Path) -> str:
+        return path.relative_to(self._noted.parent).as_posix()
 
     def section(
         self, title: str, tables: list[Table], figures: Figures | None = None, lead: str = ""
