@@ -20,7 +20,7 @@ from nnssl.data import prepare as prepare_module
 from nnssl.data import preprocess as preprocess_module
 from nnssl.data.crops import PARCELS, stored_array
 from nnssl.data.moved import moved_sources
-from nnssl.data.plan import Plan
+from nnssl.data.plan import Case, Plan
 from nnssl.data.prepare import PrepareRequest, prepare
 from nnssl.data.scans import Found
 from nnssl.data.source_states import SOURCES
@@ -259,7 +259,24 @@ def test_what_has_moved_is_matched_below_its_folder(tmp_path):
     assert moved_sources(plan, now, ["/b", "/kept"]) == same
     assert moved_sources(plan, now, ["/b/x"]) == same  # two below x, one below y
     assert moved_sources(plan, [Found(case.source) for case in plan.cases], ["/a", "/kept"]) == {}
-    assert moved_sources(plan, [Found("/c/ct.nii")], ["/c/ct.nii"]) != {}
+    assert moved_sources(plan, [Found("/c/ct.nii")], ["/c/ct.nii"]) == {}  # four may be it
+    assert moved_sources(plan_of("/a/ct.nii"), [Found("/c/ct.nii")], ["/c/ct.nii"]) != {}
+
+
+@pytest.mark.parametrize("place", ["/new/patients/{}", "/new/{0:.1}/{0}"])
+def test_what_has_moved_is_matched_below_many_folders(place):
+    """As -i patients/* gives them, with a scan of the same name in each."""
+    names = [f"{letter}{number}" for letter in "ab" for number in range(4)]
+    cases = [
+        Case(name, f"/old/{place.format(name)[5:]}/ct.nii.gz", "", SHAPE, (1, 1, 1))
+        for name in names
+    ]
+    plan = Plan("p", (1, 1, 1), None, (16, 16, 16), tuple(cases))
+    folders = [place.format(name) for name in [*names[1:], "c9"]]  # one is gone, and one is new
+    now = [Found(f"{folder}/ct.nii.gz") for folder in folders]
+    assert moved_sources(plan, now, folders) == {
+        case.source: case.source.replace("/old/", "/new/", 1) for case in cases[1:]
+    }
 
 
 def test_a_collection_that_may_only_be_read_is_taken_as_it_is(tmp_path, monkeypatch):
