@@ -158,6 +158,15 @@ def test_several_components_and_four_dimensions_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("ending", [".nii.gz", ".nii", ".nrrd", ".mha"])
+@pytest.mark.parametrize("name", ["memory", "allocated"])
+def test_a_damaged_file_is_refused_whatever_its_path(name):
+    """The message of ITK names the file, which may speak of memory."""
+    error = itk_error(RuntimeError(f"Could not create IO object for {name}/a.nrrd"))
+    assert isinstance(error, UnusableScanError)
+    short = itk_error(RuntimeError(f"{name}/a.nrrd: Failed to allocate memory for image."))
+    assert isinstance(short, MemoryError)
+
+
 def test_truncated_and_unreadable_files_are_refused(tmp_path, ending):
     path = write_volume(tmp_path / f"a{ending}", ct_array())
     content = path.read_bytes()
