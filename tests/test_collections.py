@@ -544,6 +544,8 @@ MISTAKES = [
     ({"workers": -1}, "workers must be at least 0, got -1"),
     ({"epochs": 0, "steps": None}, "epochs must be at least 1, got 0"),
     ({"probe_every": 0}, "probe_every must be at least 1, got 0"),
+    ({"hu": (-1024, 3071)}, "the HU range must rise and lie within -1000 to 3000, got -1024 3071"),
+    ({"spacing": (20, 20, 20)}, "spacing must be three numbers from 0.05 to 15 mm"),
     ({"part_id": 2, "num_parts": 2}, "-part_id must be 0 to 1 with -num_parts 2, got 2"),
 ]
 
