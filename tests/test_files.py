@@ -54,9 +54,21 @@ def test_a_limit_on_files_is_told_as_such(tmp_path, monkeypatch, error):
     monkeypatch.setattr(files, "_largest_file", lambda: 2_000_000)
     with (
         pytest.raises(files.NoRoomError, match=r"larger than the limit of 2.0 MB \(ulimit -f\)"),
-        files.atomic(tmp_path / "a.pth"),
+        files.atomic(tmp_path / "a.pth") as temporary,
     ):
+        temporary.write_bytes(b"0" * 2_000_000)
         raise error
+
+
+def test_another_error_is_itself_though_files_are_limited(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "_largest_file", lambda: 2_000_000)
+    with (
+        pytest.raises(RuntimeError, match="no such layer"),
+        files.atomic(tmp_path / "a.pth") as temporary,
+    ):
+        temporary.write_bytes(b"0" * 1000)
+        raise RuntimeError("no such layer")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_row_that_finds_no_room_names_its_file(tmp_path, monkeypatch):
