@@ -16,6 +16,7 @@ from synthetic_scans import ct_array, straight, write_series, write_volume
 
 from nnssl.data import survey as survey_module
 from nnssl.data.dicom import series_in
+from nnssl.data.refusals import UnusableScanError, itk_error
 from nnssl.data.scans import ALL_SERIES, LOST, Found, find_scans, read_found, read_scan
 from nnssl.data.survey import inspect_scan, nothing_usable, survey
 

@@ -13,7 +13,7 @@ from synthetic_dicom import element, unsigned_short, write_stored_slice
 from synthetic_scans import AXIAL, ct_array, straight, write_series
 
 from nnssl.data.dicom import series_in
-from nnssl.data.dicom_stacks import VERSION
+from nnssl.data.dicom_stacks import EACH_VERSION
 from nnssl.data.refusals import UnusableScanError
 from nnssl.data.scans import Found, read_found, read_scan
 from nnssl.data.stacks import arrange, straighten
@@ -212,7 +212,7 @@ def test_only_series_whose_files_are_rescaled_differently_are_surveyed_again(tmp
     (same,) = series_in(tmp_path / "same").values()
     assert not same.each_by_itself
     assert same.signature(tmp_path / "same")[0] == 2
-    assert replace(same, each_by_itself=True).signature(tmp_path / "same")[0] == VERSION > 2
+    assert replace(same, each_by_itself=True).signature(tmp_path / "same")[0] == EACH_VERSION > 2
 
 
 def turned(sine: float) -> tuple[float, ...]:
