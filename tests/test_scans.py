@@ -19,6 +19,7 @@ from nnssl.data.dicom import series_in
 from nnssl.data.refusals import UnusableScanError, itk_error
 from nnssl.data.scans import ALL_SERIES, LOST, Found, find_scans, read_found, read_scan
 from nnssl.data.survey import inspect_scan, nothing_usable, survey
+from nnssl.files import NoRoomError
 
 
 def reason(path: Path, series: str = "") -> str:
@@ -159,6 +160,15 @@ def test_several_components_and_four_dimensions_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("ending", [".nii.gz", ".nii", ".nrrd", ".mha"])
+def test_a_full_disk_ends_the_survey_of_dicom_headers(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise NoRoomError("the disk is full")
+
+    monkeypatch.setattr(survey_module, "series_in", full)
+    with pytest.raises(NoRoomError, match="the disk is full"):
+        survey([Found(str(tmp_path), ALL_SERIES)], tmp_path / "out", 0)
+
+
 @pytest.mark.parametrize("name", ["memory", "allocated"])
 def test_a_damaged_file_is_refused_whatever_its_path(name):
     """The message of ITK names the file, which may speak of memory."""

@@ -88,6 +88,25 @@ def test_arrange_equals_its_closed_form():
         arrange(np.array([(0, 0, 3.0 * (i // 2) + (i % 2)) for i in range(40)]), np.array(AXIAL))
 
 
+@pytest.mark.parametrize("slices", [(5.0, 1, 1), (1.2, 3, 6), (1.25, 3, 1)])
+def test_gaps_at_the_limit_are_filled_whatever_was_rounded(slices):
+    """Of slices of some mm, so many are missing; places are rounded to so many digits."""
+    step, missing, digits = slices
+    heights = [round(-100.3 + step * i, digits) for i in range(30) if not 10 <= i < 10 + missing]
+    found = arrange(np.array([(-10.0, -20.0, z) for z in heights]), np.array(AXIAL))
+    assert "unevenly spaced" in found.note
+    assert found.spacing == pytest.approx(step, abs=0.051)
+
+
+def test_inverted_dicom_is_refused_by_its_name(tmp_path):
+    for number, plane in enumerate(ct_array((10, 16, 18)).clip(-1000) + 1024):
+        path = tmp_path / f"{number}.dcm"
+        write_stored_slice(path, plane, number, "-1024", "1")
+        path.write_bytes(path.read_bytes().replace(b"MONOCHROME2", b"MONOCHROME1"))
+    (series,) = series_in(tmp_path).values()
+    assert series.reason.startswith("is MONOCHROME1 (PhotometricInterpretation")
+
+
 PIXEL = (0.8, 0.8)
 BALLS = ((0.0, -8.0, 20.0), (10.0, 12.0, 52.0))  # mm, in the patient's frame
 
