@@ -212,6 +212,12 @@ def test_what_itk_compresses_is_read(tmp_path, ending):
     assert reason(tmp_path / f"a{ending}") == ""
 
 
+def test_a_gzipped_file_without_its_ending_is_refused_for_good(tmp_path):
+    whole = nifti(tmp_path / "whole.nii.gz")
+    path = whole.rename(tmp_path / "a.nii")
+    assert reason(path) == "cannot be read: it is gzipped: name it .nii.gz"
+
+
 def test_nifti_2_and_the_other_byte_order_are_read(tmp_path):
     array = ct_array().transpose()
     header = nibabel.Nifti1Header(endianness=">")

@@ -207,20 +207,28 @@ def _check_finite(block: bytes, dtype: np.dtype) -> None:
 
 
 def affine_by_nibabel(path: Path | str) -> np.ndarray:
-    """[4 4], of the header alone."""
+    """[4 4], of the header alone. Raises UnusableScanError as `_loaded` does."""
+    return np.asarray(_loaded(path).affine)
+
+
+def _loaded(path: Path | str) -> SpatialImage:
+    """By nibabel. UnusableScanError for what it refuses."""
     import nibabel
 
-    return np.asarray(cast("SpatialImage", nibabel.load(path)).affine)
+    try:
+        # nibabel declares the base of all that it loads
+        return cast("SpatialImage", nibabel.load(path))
+    except nibabel.filebasedimages.ImageFileError as error:
+        if _is_zipped(Path(path)) and not str(path).lower().endswith(".gz"):
+            raise unreadable("it is gzipped: name it .nii.gz") from error
+        raise unreadable(summarise_error(error)) from error
 
 
 def read_by_nibabel(path: Path | str) -> tuple[np.ndarray, Spacing, np.ndarray]:
     """Voxels float32 [Z Y X], spacing (z, y, x) and affine as nnU-Net's NibabelIO reads them: a
     shear is left out.
     """
-    import nibabel
-
-    # nibabel declares the base of all that it loads
-    image = cast("SpatialImage", nibabel.load(path))
+    image = _loaded(path)
     voxels = _without_empty_axes(np.asarray(image.dataobj, np.float32))
     spacing = tuple(float(zoom) for zoom in image.header.get_zooms()[2::-1])
     return voxels.transpose(), spacing, np.asarray(image.affine)
