@@ -266,7 +266,7 @@ def test_paths_stay_paths(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "ending", ["/sub/a.pth", "/sub/a.pth@v1", "@v1/sub/a.pth", "/sub/a.pth@refs/pr/1"]
+    "ending", ["/sub/a.pth", "/sub/a.pth@v1", "@v1/sub/a.pth", "/sub/a.pth@refs/pr/1", "@refs/pr/1/sub/a.pth"]
 )
 def test_files_of_the_hub(server, ending):
     revision = "refs/pr/1" if "pr" in ending else "v1" if "v1" in ending else "main"
@@ -285,6 +285,9 @@ def test_pages_of_the_hub_are_files_of_the_hub():
         assert str(resolve._hub_file(page)) == f"hf://{REPO}/sub/a.pth@main"
     page = f"https://huggingface.co/{REPO}/blob/refs%2Fpr%2F1/sub/a%20b.pth"
     assert str(resolve._hub_file(page)) == f"hf://{REPO}/sub/a b.pth@refs/pr/1"
+    assert str(resolve._hub_file(f"hf://{REPO}@refs/pr/1")) == (
+        f"hf://{REPO}/{address.MODEL}@refs/pr/1"
+    )
     assert resolve._hub_file(f"hf://{REPO}").file == address.MODEL
     assert resolve._hub_file("https://example.org/a.pth") is None
 

@@ -28,7 +28,8 @@ from nnssl.weights import MODEL
 LARGEST = 16 << 30  # bytes of a download
 EXAMPLES = "hf://owner/repo/file, hf://owner/repo/file@revision or https://host/file"
 HUB = re.compile(
-    r"hf://(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<before>[^/@]+))?(?:/(?P<file>[^@?]+))?"
+    r"hf://(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<before>refs/\w+/[^/@]+|[^/@]+))?"
+    r"(?:/(?P<file>[^@?]+))?"
     r"(?:@(?P<after>[^@?]+))?"
 )
 HUB_PAGE = re.compile(
