@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from tqdm import tqdm
 
 TIMEOUT = 30.0  # seconds without a byte
-BLOCK = 1 << 20
 NOTE = "source.json"  # beside a file: from where it is
 THIS_MACHINE = ("localhost", "127.0.0.1", "::1")
 CHANGED = {"ETag": "If-None-Match", "Last-Modified": "If-Modified-Since"}
@@ -278,7 +277,7 @@ def _copy(response: HTTPResponse, to: Path, bar: tqdm, largest: int) -> int:
 def _next_block(response: HTTPResponse) -> bytes:
     """Raises _BrokenError: a fault of the connection, and none of the disk that is written."""
     try:
-        return response.read(BLOCK)
+        return response.read(files.BLOCK)
     except (OSError, http.client.HTTPException) as error:
         raise _BrokenError(str(error) or type(error).__name__) from error
 
