@@ -28,8 +28,8 @@ def server(tmp_path, monkeypatch):
     """Of this machine, asked without a proxy; caches lie in the test's folder."""
     from huggingface_hub import constants
 
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
+    monkeypatch.setenv("no_proxy", "127.0.0.1,localhost")
     monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache" / "hub"))
@@ -266,7 +266,14 @@ def test_paths_stay_paths(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "ending", ["/sub/a.pth", "/sub/a.pth@v1", "@v1/sub/a.pth", "/sub/a.pth@refs/pr/1", "@refs/pr/1/sub/a.pth"]
+    "ending",
+    [
+        "/sub/a.pth",
+        "/sub/a.pth@v1",
+        "@v1/sub/a.pth",
+        "/sub/a.pth@refs/pr/1",
+        "@refs/pr/1/sub/a.pth",
+    ],
 )
 def test_files_of_the_hub(server, ending):
     revision = "refs/pr/1" if "pr" in ending else "v1" if "v1" in ending else "main"

@@ -151,8 +151,8 @@ def _unpinned(text: str) -> tuple[str, str | None]:
         return text, None
     if not (found := PIN.fullmatch(text)):
         raise AddressError(
-            f"{public(text)!r}: # must be followed by sha256= and 64 hexadecimal digits, as printed by "
-            "nnssl_inspect"
+            f"{public(text)!r}: # must be followed by sha256= and 64 hexadecimal digits, as "
+            "printed by nnssl_inspect"
         )
     return found["where"], found["sha256"]
 

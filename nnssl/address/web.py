@@ -167,8 +167,8 @@ def _require_safe_url(url: str, may_be_here: bool = True) -> None:
     """may_be_here: whether http:// is allowed to this machine."""
     if not _is_safe(url, may_be_here):
         raise WebError(
-            f"{public(url)!r} is refused: addresses begin with https:// or hf://, since http:// can be "
-            "tampered with; it is allowed only for this machine"
+            f"{public(url)!r} is refused: addresses begin with https:// or hf://, since http:// "
+            "can be tampered with; it is allowed only for this machine"
         )
 
 
@@ -200,8 +200,8 @@ def _warn_of_earlier(name: str, why: object) -> None:
 
 
 def _store(response: HTTPResponse, url: str, path: Path, largest: int) -> None:
-    """Write the file and a note next to it; `url` as `public` has it. Raises WebError for what is not the whole file, or
-    where nothing can be written.
+    """Write the file and a note next to it, with `url` as `public` has it. Raises WebError for what
+    is not the whole file, or where nothing can be written.
     """
     size = _promised_size(response.headers, url)
     _check_size(url, size, largest)

@@ -28,8 +28,9 @@ def moved_sources(
 
     roots: the folders that were searched. The folder that holds them all, and then each of them,
     stands for that folder of old below which most of its scans had the same relative path; names
-    above that are the same count as well. Where two have as many, nothing is matched. What else was in that folder of old is gone, and no other root stands for it. A source
-    that is found where it was is not moved.
+    above that are the same count as well. Where two have as many, nothing is matched. What else was
+    in that folder of old is gone, and no other root stands for it. A source that is found where it
+    was is not moved.
     """
     found, known = {scan.path for scan in scans}, {case.source for case in plan.cases}
     new, lost = found - known, known - found

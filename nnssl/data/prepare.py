@@ -93,8 +93,8 @@ def prepare(request: PrepareRequest) -> Plan:
     or by their path below `sources` where these lie elsewhere now. Without any source the plan
     that is there is completed.
 
-    Raises ValueError where options are impossible or differ from the plan, where no scan is of the plan, and where
-    there is no usable scan.
+    Raises ValueError where options are impossible or differ from the plan, where no scan is of the
+    plan, and where there is no usable scan.
     """
     require_part(request.part_id, request.num_parts)
     request.require_possible()
