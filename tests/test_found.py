@@ -225,6 +225,10 @@ def test_of_many_series_in_a_folder_each_is_looked_up_alone(tmp_path, monkeypatc
     assert looked == []
     read_scan(Found(str(raw), "1.2.1"), out)
     assert looked == [(raw, out)]
+    for path in [*raw.glob("1.2.1*"), *raw.glob("1.2.2_001*")]:
+        path.unlink()
+    assert len(series_in(raw, out)["1.2.2"].files) == 9
+    assert read_scan(Found(str(raw), "1.2.2"), out)[0].shape[0] == 9
 
 
 def test_a_damaged_cache_of_series_is_made_again(tmp_path):

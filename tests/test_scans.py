@@ -159,7 +159,6 @@ def test_several_components_and_four_dimensions_are_refused(tmp_path):
     assert "not three-dimensional" in reason(tmp_path / "time.nii.gz")
 
 
-@pytest.mark.parametrize("ending", [".nii.gz", ".nii", ".nrrd", ".mha"])
 def test_a_full_disk_ends_the_survey_of_dicom_headers(tmp_path, monkeypatch):
     def full(*_, **__):
         raise NoRoomError("the disk is full")
@@ -178,6 +177,7 @@ def test_a_damaged_file_is_refused_whatever_its_path(name):
     assert isinstance(short, MemoryError)
 
 
+@pytest.mark.parametrize("ending", [".nii.gz", ".nii", ".nrrd", ".mha"])
 def test_truncated_and_unreadable_files_are_refused(tmp_path, ending):
     path = write_volume(tmp_path / f"a{ending}", ct_array())
     content = path.read_bytes()

@@ -62,11 +62,17 @@ def series_in(folder: Path | str, cache: Path | None = None) -> dict[str, Series
     if found is None:
         found = judge(read_slices(paths))
         if cache and kept:
-            for series in found if len(found) > 1 else ():
-                one = _cache_file(cache, "series", folder, series.uid)
-                _write_series_cache(one, _own_signature(series, folder), [series])
+            _write_each(cache, folder, found)
             _write_series_cache(kept, signature, found)
     return {series.uid: series for series in found}
+
+
+def _write_each(cache: Path, folder: Path, found: list[Series]) -> None:
+    """What `_series_of` reads; not for a single series, unless there is a file of former ones."""
+    for series in found:
+        path = _cache_file(cache, "series", folder, series.uid)
+        if len(found) > 1 or path.exists():
+            _write_series_cache(path, _own_signature(series, folder), [series])
 
 
 def _series_of(folder: Path | str, uid: str, cache: Path | None) -> Series | None:

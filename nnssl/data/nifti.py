@@ -202,11 +202,12 @@ def affine_by_nibabel(path: Path | str) -> np.ndarray:
 def _loaded(path: Path | str) -> SpatialImage:
     """By nibabel. UnusableScanError for what it refuses."""
     import nibabel
+    from nibabel.filebasedimages import ImageFileError
 
     try:
         # nibabel declares the base of all that it loads
         return cast("SpatialImage", nibabel.load(path))
-    except nibabel.filebasedimages.ImageFileError as error:
+    except ImageFileError as error:
         if _is_zipped(Path(path)) and not str(path).lower().endswith(".gz"):
             raise unreadable("it is gzipped: name it .nii.gz") from error
         raise unreadable(summarise_error(error)) from error

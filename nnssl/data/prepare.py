@@ -69,10 +69,12 @@ class PrepareRequest:
 
     def require_possible(self) -> None:
         """Raise ValueError for overrides that no plan can have."""
-        checks = (check_spacing, check_crop, check_clip)
-        for check, value in zip(checks, self.overrides, strict=True):
-            if value is not None:
-                check(value)
+        if self.spacing is not None:
+            check_spacing(self.spacing)
+        if self.crop is not None:
+            check_crop(self.crop)
+        if self.clip is not None:
+            check_clip(self.clip)
 
     @property
     def plan_file(self) -> Path:
