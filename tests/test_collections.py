@@ -239,6 +239,16 @@ def test_other_scans_of_the_same_names_and_sizes_are_not_taken_for_moved_ones(tm
     assert prepared(tmp_path, tmp_path / "two", in_hu=in_hu) == (plan, said)
 
 
+def test_half_written_lines_of_a_survey_are_removed(tmp_path):
+    raw = raw_folder(tmp_path / "raw", range(1))
+    prepared(tmp_path, raw)
+    left = tmp_path / "out" / "survey" / f"{files.TEMPORARY}a.json"
+    left.write_text("{")
+    os.utime(left, (0, 0))
+    prepared(tmp_path, raw)
+    assert not left.exists()
+
+
 def test_what_has_moved_is_matched_below_its_folder(tmp_path):
     def plan_of(*sources: str) -> Plan:
         plan, _ = prepared(tmp_path, raw_folder(tmp_path / "raw", range(1)))
@@ -544,7 +554,10 @@ MISTAKES = [
     ({"workers": -1}, "workers must be at least 0, got -1"),
     ({"epochs": 0, "steps": None}, "epochs must be at least 1, got 0"),
     ({"probe_every": 0}, "probe_every must be at least 1, got 0"),
-    ({"hu": (-1024, 3071)}, "the HU range must rise and lie within -1000 to 3000, got -1024 3071"),
+    (
+        {"clip": (-1024, 3071)},
+        "the HU range must rise and lie within -1000 to 3000, got -1024 3071",
+    ),
     ({"spacing": (20, 20, 20)}, "spacing must be three numbers from 0.05 to 15 mm"),
     ({"part_id": 2, "num_parts": 2}, "-part_id must be 0 to 1 with -num_parts 2, got 2"),
 ]

@@ -65,12 +65,12 @@ def _by_end(paths: Iterable[str]) -> dict[str, list[str]]:
     """The paths by each of their ends, from one name on."""
     by_end = defaultdict(list)
     for path in paths:
-        for end in _ends(path):
+        for end in _path_ends(path):
             by_end[end].append(path)
     return by_end
 
 
-def _ends(path: str) -> Iterator[str]:
+def _path_ends(path: str) -> Iterator[str]:
     """The longest first, without the root of all folders."""
     names = Path(path).parts
     return ("/".join(names[first:]) for first in range(1, len(names)))
@@ -95,7 +95,7 @@ def _most_alike(
     path: str, end: str, lost_by_end: Mapping[str, list[str]], lost: Container[str]
 ) -> list[str]:
     """The `lost` paths that have the longest end in common with `path`, at least `end`."""
-    for longer in _ends(path):
+    for longer in _path_ends(path):
         found = [source for source in lost_by_end.get(longer, ()) if source in lost]
         if found or longer == end:
             return found

@@ -195,11 +195,11 @@ def _check_finite(block: bytes, dtype: np.dtype) -> None:
 
 
 def affine_by_nibabel(path: Path | str) -> np.ndarray:
-    """[4 4], of the header alone. Raises UnusableScanError as `_loaded` does."""
-    return np.asarray(_loaded(path).affine)
+    """[4 4], of the header alone. Raises UnusableScanError as `_opened_by_nibabel` does."""
+    return np.asarray(_opened_by_nibabel(path).affine)
 
 
-def _loaded(path: Path | str) -> SpatialImage:
+def _opened_by_nibabel(path: Path | str) -> SpatialImage:
     """By nibabel. UnusableScanError for what it refuses."""
     import nibabel
     from nibabel.filebasedimages import ImageFileError
@@ -217,7 +217,7 @@ def read_by_nibabel(path: Path | str) -> tuple[np.ndarray, Spacing, np.ndarray]:
     """Voxels float32 [Z Y X], spacing (z, y, x) and affine as nnU-Net's NibabelIO reads them: a
     shear is left out.
     """
-    image = _loaded(path)
+    image = _opened_by_nibabel(path)
     voxels = _without_empty_axes(np.asarray(image.dataobj, np.float32))
     spacing = tuple(float(zoom) for zoom in image.header.get_zooms()[2::-1])
     return voxels.transpose(), spacing, np.asarray(image.affine)
