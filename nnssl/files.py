@@ -35,6 +35,7 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 BLOCK = 1 << 20  # bytes that are read at once; divisible by the size of every voxel type
 NOWHERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)  # of what is not there, and of broken links
 LITTLE = 1 << 20  # bytes: with less room on a disk, a writer's failure is for want of it
+NEARLY = 0.9  # of the largest file that may be written: a library may buffer the rest
 _SORTED = json.JSONEncoder(sort_keys=True)
 
 
@@ -54,18 +55,18 @@ def atomic(path: Path | str) -> Iterator[Path]:
     them. It is flushed before the move: after a power cut the old file exists, or the new one.
     Raises NoRoomError, which names the file and the folder, where the disk is full or read-only.
     """
-    path, temporary = Path(path), None
+    path = Path(path)
+    with _room_named(path):
+        temporary = _temporary_beside(path)
     try:
-        with _room_named(path):
-            temporary = _temporary_beside(path)
+        with _room_named(path, temporary):
             yield temporary
             with temporary.open("rb+") as file:
                 os.fsync(file.fileno())
             _make_readable(temporary)
             temporary.replace(path)
     finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def _temporary_beside(path: Path) -> Path:
@@ -76,12 +77,12 @@ def _temporary_beside(path: Path) -> Path:
 
 
 @contextmanager
-def _room_named(path: Path) -> Iterator[None]:
-    """Inside, an error for want of room becomes a NoRoomError."""
+def _room_named(path: Path, temporary: Path | None = None) -> Iterator[None]:
+    """Inside, an error for want of room becomes a NoRoomError. `temporary`: what is written."""
     try:
         yield
     except (OSError, RuntimeError) as error:  # PyTorch and blosc2 raise RuntimeError
-        if clearer := _no_room(error, path):
+        if clearer := _no_room(error, path, temporary or path):
             raise clearer from error
         raise
 
@@ -93,9 +94,9 @@ def _make_readable(path: Path) -> None:
     path.chmod(0o666 & ~mask)
 
 
-def _no_room(error: Exception, path: Path) -> NoRoomError | None:
+def _no_room(error: Exception, path: Path, written: Path) -> NoRoomError | None:
     """The error where `path` could not be written for want of room; None for another cause."""
-    number, free = _error_number(error), _free(path.parent)
+    number, free = _error_number(error, written), _free(path.parent)
     is_full = free is not None and free <= LITTLE
     if isinstance(error, NoRoomError) or not (number in NO_ROOM or is_full):
         return None
@@ -106,10 +107,14 @@ def _no_room(error: Exception, path: Path) -> NoRoomError | None:
     )
 
 
-def _error_number(error: Exception) -> int | None:
-    """Its errno. Library errors for a refused write have none; the file was too large then."""
-    number = getattr(error, "errno", None)
-    return errno.EFBIG if number is None and _largest_file() is not None else number
+def _error_number(error: Exception, written: Path) -> int | None:
+    """Its errno. Library errors for a refused write have none; where the file `written` so far
+    nearly is as large as it may be, it was too large.
+    """
+    number, largest = getattr(error, "errno", None), _largest_file()
+    if number is not None or largest is None or not is_file(written):
+        return number
+    return errno.EFBIG if written.stat().st_size > NEARLY * largest else None
 
 
 def _free(folder: Path) -> int | None:

@@ -15,7 +15,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 class Server:
     """`files`: path to content; `says`: path to (status, headers), before any file.
 
-    `requested`: (method, path) of each request, in order.
+    `requested`: (method, path) of each request, in order; `logins`: its Authorization.
     """
 
     def __init__(self, address: str) -> None:
@@ -23,6 +23,7 @@ class Server:
         self.files: dict[str, bytes] = {}
         self.says: dict[str, tuple[int, dict[str, str]]] = {}
         self.requested: list[tuple[str, str]] = []
+        self.logins: list[str | None] = []
 
     def put(self, path: str, content: bytes | Path) -> str:
         """Its address."""
@@ -48,6 +49,7 @@ def serving() -> Iterator[Server]:
         def answer(self, with_body: bool) -> None:
             path = self.path.split("?")[0]
             server.requested.append((self.command, path))
+            server.logins.append(self.headers.get("Authorization"))
             status, headers = server.says.get(path, (200, {}))
             content = server.files.get(path)
             if status == 200 and content is None:

@@ -18,7 +18,7 @@ from nnssl.address import resolve, web
 from nnssl.checkpoint.card import card
 from nnssl.finetune import checkpoint_choice
 from nnssl.study.design import values
-from nnssl.train import initial_encoder
+from nnssl.train import initial_encoder, manifest
 
 REPO = "somebody/encoders"
 
@@ -28,8 +28,8 @@ def server(tmp_path, monkeypatch):
     """Of this machine, asked without a proxy; caches lie in the test's folder."""
     from huggingface_hub import constants
 
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
+    monkeypatch.setenv("no_proxy", "127.0.0.1,localhost")
     monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache" / "hub"))
@@ -188,6 +188,64 @@ def test_what_may_be_secret_is_recorded_nowhere(server, monkeypatch, tmp_path):
         checkpoint_choice.choose(elsewhere)
 
 
+def test_user_and_password_are_sent_to_their_server_alone(server):
+    where = server.put("/a.pth", b"content")
+    here = server.address.removeprefix("http://")
+    server.says["/b.pth"] = (302, {"Location": where})
+    server.says["/c.pth"] = (302, {"Location": where.replace("127.0.0.1", "localhost")})
+    for name in "bc":
+        path = address.local(f"http://me:w%40rd@{here}/{name}.pth")
+        assert path.read_bytes() == b"content"
+        assert files.read_json(path.parent / web.NOTE)["url"] == f"{server.address}/{name}.pth"
+    login = "Basic bWU6d0ByZA=="  # me:w@rd
+    assert server.logins == [login, login, login, None]
+
+
+@pytest.mark.parametrize("status", [403, 503])
+def test_what_may_be_secret_is_not_said(server, monkeypatch, status):
+    server.put("/a.pth", b"content")
+    where = server.address.replace("http://", "http://me:secret@") + "/a.pth?token=secret"
+    said = [f"{where}#{'0' * 64}", where.replace("/a.pth", "/ä.pth"), where.replace("me:", "[:")]
+    address.local(where)
+    server.says["/a.pth"] = (status, {})
+    said += [where] * (status == 403)
+    for each in (*said, where.replace("/a.pth", "/b.pth")):
+        with pytest.raises(address.AddressError) as error:
+            address.local(each)
+        assert "secret" not in str(error.value)
+    if status == 503:
+        with pytest.warns(UserWarning, match="could not be checked") as warned:
+            address.local(where)
+        assert "secret" not in str(warned[0].message)
+    monkeypatch.setattr(sys, "argv", ["nnssl_pretrain", "--from", where, f"--from={where}"])
+    kept = f"{server.address}/a.pth"
+    assert manifest._invocation() == f"nnssl_pretrain --from {kept} --from={kept}"
+
+
+def test_what_a_killed_download_left_is_removed(server):
+    where = server.put("/a.pth", b"content")
+    folder = address.local(where).parent
+    left, young = folder / f"{files.TEMPORARY}a", folder / f"{files.TEMPORARY}b"
+    for path in (left, young):
+        path.write_bytes(b"half")
+    os.utime(left, (0, 0))
+    server.put("/a.pth", b"newer")
+    assert address.local(where).read_bytes() == b"newer"
+    assert (left.exists(), young.exists()) == (False, True)
+
+
+def test_the_cache_needs_no_home_folder_where_it_is_named(monkeypatch, tmp_path):
+    def nobody() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", nobody)
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    assert web.cache() == tmp_path / "nnssl"
+    monkeypatch.delenv("HF_HOME")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert web.cache() == tmp_path / "huggingface" / "nnssl"
+
+
 def test_an_address_without_secrets_stays():
     pin = f"https://host:8080/a.pth#sha256={'0' * 64}"
     for where in ("hf://a/b/c@main", "a/b?c.pth", pin, "https://host/a.pth"):
@@ -208,7 +266,14 @@ def test_paths_stay_paths(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "ending", ["/sub/a.pth", "/sub/a.pth@v1", "@v1/sub/a.pth", "/sub/a.pth@refs/pr/1"]
+    "ending",
+    [
+        "/sub/a.pth",
+        "/sub/a.pth@v1",
+        "@v1/sub/a.pth",
+        "/sub/a.pth@refs/pr/1",
+        "@refs/pr/1/sub/a.pth",
+    ],
 )
 def test_files_of_the_hub(server, ending):
     revision = "refs/pr/1" if "pr" in ending else "v1" if "v1" in ending else "main"
@@ -227,6 +292,9 @@ def test_pages_of_the_hub_are_files_of_the_hub():
         assert str(resolve._hub_file(page)) == f"hf://{REPO}/sub/a.pth@main"
     page = f"https://huggingface.co/{REPO}/blob/refs%2Fpr%2F1/sub/a%20b.pth"
     assert str(resolve._hub_file(page)) == f"hf://{REPO}/sub/a b.pth@refs/pr/1"
+    assert str(resolve._hub_file(f"hf://{REPO}@refs/pr/1")) == (
+        f"hf://{REPO}/{address.MODEL}@refs/pr/1"
+    )
     assert resolve._hub_file(f"hf://{REPO}").file == address.MODEL
     assert resolve._hub_file("https://example.org/a.pth") is None
 

@@ -20,7 +20,7 @@ from nnssl.data import prepare as prepare_module
 from nnssl.data import preprocess as preprocess_module
 from nnssl.data.crops import PARCELS, stored_array
 from nnssl.data.moved import moved_sources
-from nnssl.data.plan import Plan
+from nnssl.data.plan import Case, Plan
 from nnssl.data.prepare import PrepareRequest, prepare
 from nnssl.data.scans import Found
 from nnssl.data.source_states import SOURCES
@@ -239,6 +239,16 @@ def test_other_scans_of_the_same_names_and_sizes_are_not_taken_for_moved_ones(tm
     assert prepared(tmp_path, tmp_path / "two", in_hu=in_hu) == (plan, said)
 
 
+def test_half_written_lines_of_a_survey_are_removed(tmp_path):
+    raw = raw_folder(tmp_path / "raw", range(1))
+    prepared(tmp_path, raw)
+    left = tmp_path / "out" / "survey" / f"{files.TEMPORARY}a.json"
+    left.write_text("{")
+    os.utime(left, (0, 0))
+    prepared(tmp_path, raw)
+    assert not left.exists()
+
+
 def test_what_has_moved_is_matched_below_its_folder(tmp_path):
     def plan_of(*sources: str) -> Plan:
         plan, _ = prepared(tmp_path, raw_folder(tmp_path / "raw", range(1)))
@@ -259,7 +269,24 @@ def test_what_has_moved_is_matched_below_its_folder(tmp_path):
     assert moved_sources(plan, now, ["/b", "/kept"]) == same
     assert moved_sources(plan, now, ["/b/x"]) == same  # two below x, one below y
     assert moved_sources(plan, [Found(case.source) for case in plan.cases], ["/a", "/kept"]) == {}
-    assert moved_sources(plan, [Found("/c/ct.nii")], ["/c/ct.nii"]) != {}
+    assert moved_sources(plan, [Found("/c/ct.nii")], ["/c/ct.nii"]) == {}  # four may be it
+    assert moved_sources(plan_of("/a/ct.nii"), [Found("/c/ct.nii")], ["/c/ct.nii"]) != {}
+
+
+@pytest.mark.parametrize("place", ["/new/patients/{}", "/new/{0:.1}/{0}"])
+def test_what_has_moved_is_matched_below_many_folders(place):
+    """As -i patients/* gives them, with a scan of the same name in each."""
+    names = [f"{letter}{number}" for letter in "ab" for number in range(4)]
+    cases = [
+        Case(name, f"/old/{place.format(name)[5:]}/ct.nii.gz", "", SHAPE, (1, 1, 1))
+        for name in names
+    ]
+    plan = Plan("p", (1, 1, 1), None, (16, 16, 16), tuple(cases))
+    folders = [place.format(name) for name in [*names[1:], "c9"]]  # one is gone, and one is new
+    now = [Found(f"{folder}/ct.nii.gz") for folder in folders]
+    assert moved_sources(plan, now, folders) == {
+        case.source: case.source.replace("/old/", "/new/", 1) for case in cases[1:]
+    }
 
 
 def test_a_collection_that_may_only_be_read_is_taken_as_it_is(tmp_path, monkeypatch):
@@ -527,6 +554,11 @@ MISTAKES = [
     ({"workers": -1}, "workers must be at least 0, got -1"),
     ({"epochs": 0, "steps": None}, "epochs must be at least 1, got 0"),
     ({"probe_every": 0}, "probe_every must be at least 1, got 0"),
+    (
+        {"clip": (-1024, 3071)},
+        "the HU range must rise and lie within -1000 to 3000, got -1024 3071",
+    ),
+    ({"spacing": (20, 20, 20)}, "spacing must be three numbers from 0.05 to 15 mm"),
     ({"part_id": 2, "num_parts": 2}, "-part_id must be 0 to 1 with -num_parts 2, got 2"),
 ]
 

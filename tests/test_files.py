@@ -49,14 +49,25 @@ def test_a_full_disk_is_told_with_the_file_and_the_folder(tmp_path, monkeypatch,
     assert list(tmp_path.iterdir()) == []
 
 
+def write_and_fail(path: Path, size: int, error: Exception) -> None:
+    """An error after so many bytes."""
+    with files.atomic(path) as temporary:
+        temporary.write_bytes(b"0" * size)
+        raise error
+
+
 @pytest.mark.parametrize("error", [OSError(errno.EFBIG, "File too large"), RuntimeError("pos 1")])
 def test_a_limit_on_files_is_told_as_such(tmp_path, monkeypatch, error):
     monkeypatch.setattr(files, "_largest_file", lambda: 2_000_000)
-    with (
-        pytest.raises(files.NoRoomError, match=r"larger than the limit of 2.0 MB \(ulimit -f\)"),
-        files.atomic(tmp_path / "a.pth"),
-    ):
-        raise error
+    with pytest.raises(files.NoRoomError, match=r"larger than the limit of 2.0 MB \(ulimit -f\)"):
+        write_and_fail(tmp_path / "a.pth", 2_000_000, error)
+
+
+def test_another_error_is_itself_though_files_are_limited(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "_largest_file", lambda: 2_000_000)
+    with pytest.raises(RuntimeError, match="no such layer"):
+        write_and_fail(tmp_path / "a.pth", 1000, RuntimeError("no such layer"))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_row_that_finds_no_room_names_its_file(tmp_path, monkeypatch):

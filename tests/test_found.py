@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 from synthetic_scans import ct_array, straight, write_series, write_volume
 
+from nnssl.data import dicom
 from nnssl.data import nifti as nifti_module
 from nnssl.data import scans as scans_module
 from nnssl.data import volumes as volumes_module
 from nnssl.data.dicom import series_in
 from nnssl.data.refusals import PassingError
-from nnssl.data.scans import ALL_SERIES, CLOSED, LABELS, LOST, Found, find_scans
+from nnssl.data.scans import ALL_SERIES, CLOSED, LABELS, LOST, Found, find_scans, read_scan
 from nnssl.data.survey import survey
 from nnssl.files import read_json
 
@@ -208,3 +209,33 @@ def test_labels_are_known_by_the_last_word_of_the_name(tmp_path, name, is_label)
     (tmp_path / name).touch()
     where = Found(str(tmp_path), LABELS) if is_label else Found(str(tmp_path / name))
     assert find_scans([tmp_path]) == [where]
+
+
+def test_of_many_series_in_a_folder_each_is_looked_up_alone(tmp_path, monkeypatch):
+    raw, out = tmp_path / "raw", tmp_path / "out"
+    for uid in ("1.2.1", "1.2.2"):
+        write_series(raw, ct_array((10, 16, 18)), straight(10), uid=uid, names=uid)
+    assert sorted(series_in(raw, out)) == ["1.2.1", "1.2.2"]
+    looked = []
+    monkeypatch.setattr(dicom, "series_in", lambda *args: looked.append(args) or series_in(*args))
+    expected = read_scan(Found(str(raw), "1.2.2"))[0]
+    looked.clear()
+    os.utime(min(raw.iterdir()), (0, 0))  # of the other series
+    np.testing.assert_array_equal(read_scan(Found(str(raw), "1.2.2"), out)[0], expected)
+    assert looked == []
+    read_scan(Found(str(raw), "1.2.1"), out)
+    assert looked == [(raw, out)]
+    for path in [*raw.glob("1.2.1*"), *raw.glob("1.2.2_001*")]:
+        path.unlink()
+    assert len(series_in(raw, out)["1.2.2"].files) == 9
+    assert read_scan(Found(str(raw), "1.2.2"), out)[0].shape[0] == 9
+
+
+def test_a_damaged_cache_of_series_is_made_again(tmp_path):
+    raw, out = tmp_path / "raw", tmp_path / "out"
+    write_series(raw, ct_array((10, 16, 18)), straight(10))
+    first = series_in(raw, out)
+    (kept,) = (out / "survey").iterdir()
+    for content in ("{}", "[]", '{"signature": 1}', "{"):
+        kept.write_text(content)
+        assert series_in(raw, out) == first

@@ -122,6 +122,12 @@ TEXT_LIES = {
         META + "ElementDataFile: ../outside.raw = 1\n" + LOCAL,
         "not KEY = VALUE",
     ),
+    "a key twice": (
+        ".mha",
+        META + "ElementSpacing = 1 2 4\n" + LOCAL,
+        "repeats ElementSpacing",
+    ),
+    "a key without a value": (".mha", META + "Offset =\n" + LOCAL, "gives it no value"),
     "a pattern upwards": (".mha", META + "ElementDataFile = ../%03d.raw 1 16 1\n", ELSEWHERE),
     "a pipe": (".mhd", META + "ElementDataFile = pipe.raw\n", "does not exist"),
     "a size": (".mha", META.replace("28 24 16", "2800 2400 1600") + LOCAL, "truncated"),
@@ -177,12 +183,39 @@ def test_honest_headers_of_several_files_are_read(tmp_path):
         assert reason(tmp_path / name) == ""
 
 
+@pytest.mark.parametrize("source", ["a.nii.gz", "a.nrrd"])
+@pytest.mark.parametrize("ending", [".mha", ".mhd"])
+def test_metadata_that_itk_takes_along_is_passed_over(tmp_path, source, ending):
+    write_volume(tmp_path / source, ct_array(), (3.0, 2.0, 1.0))
+    image = SimpleITK.ReadImage(str(tmp_path / source))
+    image.SetMetaData("0008|0005", "ISO_IR 100")
+    path = tmp_path / f"b{ending}"
+    SimpleITK.WriteImage(image, str(path))
+    assert b"[0] = " in path.read_bytes()
+    np.testing.assert_array_equal(read_found(Found(str(path))).voxels, ct_array())
+    assert reason(path) == ""
+
+
+def test_other_keys_may_be_empty_and_repeat(tmp_path):
+    text = META + "Comment =\nComment = a = b: c\n" + LOCAL
+    (tmp_path / "a.mha").write_bytes(text.encode() + ct_array().tobytes())
+    scan = read_found(Found(str(tmp_path / "a.mha")))
+    np.testing.assert_array_equal(scan.voxels, ct_array())
+    assert scan.spacing == (3, 2, 1)
+
+
 @pytest.mark.parametrize("ending", [".nrrd", ".nhdr", ".mha", ".mhd"])
 def test_what_itk_compresses_is_read(tmp_path, ending):
     SimpleITK.WriteImage(
         SimpleITK.GetImageFromArray(ct_array()), str(tmp_path / f"a{ending}"), useCompression=True
     )
     assert reason(tmp_path / f"a{ending}") == ""
+
+
+def test_a_gzipped_file_without_its_ending_is_refused_for_good(tmp_path):
+    whole = nifti(tmp_path / "whole.nii.gz")
+    path = whole.rename(tmp_path / "a.nii")
+    assert reason(path) == "cannot be read: it is gzipped: name it .nii.gz"
 
 
 def test_nifti_2_and_the_other_byte_order_are_read(tmp_path):

@@ -134,3 +134,8 @@ def test_slices_match_as_files_and_named_files_are_read_whatever_their_name(tmp_
     assert [Path(scan.path).name for scan in found] == ["CT"]
     write_volume(tmp_path / "a" / "mask.nii.gz", ct_array(SHAPE))
     assert len(find_scans([tmp_path], wanted=["*/mask.nii.gz", "*/CT/*"])) == 2
+
+
+def test_a_pattern_may_begin_with_a_dot():
+    assert patterns.matches("s1/ct.nii.gz", ("./*/ct.nii.gz",))
+    assert patterns.checked_globs(["./*/ct.nii.gz", "*/ct.nii.gz"]) == ("*/ct.nii.gz",)

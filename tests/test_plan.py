@@ -242,3 +242,8 @@ def test_hu_range_can_be_asked_for():
     assert policy.interior == ()
     with pytest.raises(ValueError, match="must rise"):
         hu_policy([histogram], clip=(100, -100))
+
+
+def test_no_scan_resamples_to_nothing():
+    """nnU-Net's rule rounds half a millimetre at 5 mm to 0 slices."""
+    assert resampled_shape((8, 20, 20), (0.05, 1.0, 1.0), (5.0, 1.0, 1.0)) == (1, 20, 20)

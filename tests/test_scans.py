@@ -16,8 +16,10 @@ from synthetic_scans import ct_array, straight, write_series, write_volume
 
 from nnssl.data import survey as survey_module
 from nnssl.data.dicom import series_in
+from nnssl.data.refusals import UnusableScanError, itk_error
 from nnssl.data.scans import ALL_SERIES, LOST, Found, find_scans, read_found, read_scan
 from nnssl.data.survey import inspect_scan, nothing_usable, survey
+from nnssl.files import NoRoomError
 
 
 def reason(path: Path, series: str = "") -> str:
@@ -155,6 +157,24 @@ def test_several_components_and_four_dimensions_are_refused(tmp_path):
     SimpleITK.WriteImage(series, str(tmp_path / "time.nii.gz"))
     assert "3 components" in reason(tmp_path / "rgb.nrrd")
     assert "not three-dimensional" in reason(tmp_path / "time.nii.gz")
+
+
+def test_a_full_disk_ends_the_survey_of_dicom_headers(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise NoRoomError("the disk is full")
+
+    monkeypatch.setattr(survey_module, "series_in", full)
+    with pytest.raises(NoRoomError, match="the disk is full"):
+        survey([Found(str(tmp_path), ALL_SERIES)], tmp_path / "out", 0)
+
+
+@pytest.mark.parametrize("name", ["memory", "allocated"])
+def test_a_damaged_file_is_refused_whatever_its_path(name):
+    """The message of ITK names the file, which may speak of memory."""
+    error = itk_error(RuntimeError(f"Could not create IO object for {name}/a.nrrd"))
+    assert isinstance(error, UnusableScanError)
+    short = itk_error(RuntimeError(f"{name}/a.nrrd: Failed to allocate memory for image."))
+    assert isinstance(short, MemoryError)
 
 
 @pytest.mark.parametrize("ending", [".nii.gz", ".nii", ".nrrd", ".mha"])

@@ -13,7 +13,7 @@ from synthetic_dicom import element, unsigned_short, write_stored_slice
 from synthetic_scans import AXIAL, ct_array, straight, write_series
 
 from nnssl.data.dicom import series_in
-from nnssl.data.dicom_stacks import VERSION
+from nnssl.data.dicom_stacks import EACH_VERSION
 from nnssl.data.refusals import UnusableScanError
 from nnssl.data.scans import Found, read_found, read_scan
 from nnssl.data.stacks import arrange, straighten
@@ -86,6 +86,25 @@ def test_arrange_equals_its_closed_form():
     assert found.note == ""
     with pytest.raises(UnusableScanError, match="two interleaved stacks"):
         arrange(np.array([(0, 0, 3.0 * (i // 2) + (i % 2)) for i in range(40)]), np.array(AXIAL))
+
+
+@pytest.mark.parametrize("slices", [(5.0, 1, 1), (1.2, 3, 6), (1.25, 3, 1)])
+def test_gaps_at_the_limit_are_filled_whatever_was_rounded(slices):
+    """Of slices of some mm, so many are missing; places are rounded to so many digits."""
+    step, missing, digits = slices
+    heights = [round(-100.3 + step * i, digits) for i in range(30) if not 10 <= i < 10 + missing]
+    found = arrange(np.array([(-10.0, -20.0, z) for z in heights]), np.array(AXIAL))
+    assert "unevenly spaced" in found.note
+    assert found.spacing == pytest.approx(step, abs=0.051)
+
+
+def test_inverted_dicom_is_refused_by_its_name(tmp_path):
+    for number, plane in enumerate(ct_array((10, 16, 18)).clip(-1000) + 1024):
+        path = tmp_path / f"{number}.dcm"
+        write_stored_slice(path, plane, number, "-1024", "1")
+        path.write_bytes(path.read_bytes().replace(b"MONOCHROME2", b"MONOCHROME1"))
+    (series,) = series_in(tmp_path).values()
+    assert series.reason.startswith("is MONOCHROME1 (PhotometricInterpretation")
 
 
 PIXEL = (0.8, 0.8)
@@ -212,7 +231,7 @@ def test_only_series_whose_files_are_rescaled_differently_are_surveyed_again(tmp
     (same,) = series_in(tmp_path / "same").values()
     assert not same.each_by_itself
     assert same.signature(tmp_path / "same")[0] == 2
-    assert replace(same, each_by_itself=True).signature(tmp_path / "same")[0] == VERSION > 2
+    assert replace(same, each_by_itself=True).signature(tmp_path / "same")[0] == EACH_VERSION > 2
 
 
 def turned(sine: float) -> tuple[float, ...]:

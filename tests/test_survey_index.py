@@ -99,6 +99,20 @@ def test_what_has_changed_is_looked_at_again(tmp_path, scans, looked) -> None:
     assert looked == []
 
 
+@pytest.mark.parametrize("histograms", [True, False])
+def test_what_an_earlier_version_refused_is_looked_at_again(
+    tmp_path, scans, looked, monkeypatch, histograms: bool
+) -> None:
+    reason = "cannot be read: line 18 of its header is not KEY = VALUE, or repeats a key"
+    refused = ScanReport(scans[0].path, scans[0].series, False, reason)
+    with monkeypatch.context() as earlier:
+        earlier.setattr(survey_module, "inspect_scan", lambda *_: refused)
+        Path(scans[0].path).write_bytes(b"1234")
+        survey(scans, tmp_path / "out", 0)
+    assert survey(scans, tmp_path / "out", 0, histograms=histograms)[0].kept
+    assert looked == ["a.nii.gz"]
+
+
 def test_the_report_follows_what_is_there(tmp_path, scans) -> None:
     """Scans that come and go, files that could not be read, and a report that was removed."""
     out = tmp_path / "out"

@@ -3,6 +3,7 @@ place of a path.
 
 resolve   the file on this machine of a path or an address; the only way for all commands
 web       a file of any server, in the cache
+shown     addresses without what may be secret
 """
 
 from nnssl.address.resolve import (
@@ -13,9 +14,9 @@ from nnssl.address.resolve import (
     local,
     path_or_address,
     pinned,
-    public,
     released,
 )
+from nnssl.address.shown import public
 
 __all__ = [
     "MODEL",

@@ -19,22 +19,23 @@ import os
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
-from urllib.parse import unquote, urlsplit, urlunsplit
+from urllib.parse import unquote
 
 from nnssl import files, weights
+from nnssl.address.shown import PIN, public
 from nnssl.weights import MODEL
 
 LARGEST = 16 << 30  # bytes of a download
 EXAMPLES = "hf://owner/repo/file, hf://owner/repo/file@revision or https://host/file"
 HUB = re.compile(
-    r"hf://(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<before>[^/@]+))?(?:/(?P<file>[^@?]+))?"
+    r"hf://(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<before>refs/\w+/[^/@]+|[^/@]+))?"
+    r"(?:/(?P<file>[^@?]+))?"
     r"(?:@(?P<after>[^@?]+))?"
 )
 HUB_PAGE = re.compile(
     r"https://huggingface\.co/(?P<repo>[\w.-]+/[\w.-]+)/(?:resolve|blob)/(?P<before>[^/]+)"
     r"/(?P<file>[^?@]+)(?:\?[^@]*)?(?P<after>)"
 )
-PIN = re.compile(r"(?P<where>[^#]+)#sha256=(?P<sha256>[0-9a-f]{64})")
 COMMIT = re.compile(r"[0-9a-f]{40}")
 UNWRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM)
 
@@ -84,7 +85,7 @@ def local(where: Path | str) -> Path:
 def _check_sha256(text: str, found: str, wanted: str) -> None:
     if found != wanted:
         raise AddressError(
-            f"{text} has sha256 {found}, expected {wanted}: the file has changed, or it is "
+            f"{public(text)} has sha256 {found}, expected {wanted}: the file has changed, or it is "
             "another one. Give the intended revision (@REVISION), or leave #sha256 out"
         )
 
@@ -136,20 +137,6 @@ def _at_commit(text: str, path: Path) -> str:
     return str(replace(hub, revision=commit)) if hub and commit else public(text)
 
 
-def public(where: str) -> str:
-    """An address of a server without user, password and query, which may be secret; others stay."""
-    if not where.startswith(("https://", "http://")):
-        return where
-    address, _, pin = where.partition("#")
-    try:
-        parts = urlsplit(address)
-    except ValueError:  # no address, which `local` refuses
-        return address.partition("?")[0]
-    kept = f"#{pin}" if PIN.fullmatch(where) else ""
-    host = parts.netloc.rpartition("@")[2]
-    return urlunsplit((parts.scheme, host, parts.path, "", "")) + kept
-
-
 def fetched(name: str) -> list[Path]:
     """The files of this name that came from any server: an address may be known without its query,
     and not work without it.
@@ -164,8 +151,8 @@ def _unpinned(text: str) -> tuple[str, str | None]:
         return text, None
     if not (found := PIN.fullmatch(text)):
         raise AddressError(
-            f"{text!r}: # must be followed by sha256= and 64 hexadecimal digits, as printed by "
-            "nnssl_inspect"
+            f"{public(text)!r}: # must be followed by sha256= and 64 hexadecimal digits, as "
+            "printed by nnssl_inspect"
         )
     return found["where"], found["sha256"]
 

@@ -9,19 +9,20 @@ import string
 import urllib.error
 import urllib.request
 import warnings
+from base64 import b64encode
 from contextlib import suppress
 from http.client import HTTPMessage, HTTPResponse
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 from nnssl import files
+from nnssl.address.shown import public
 
 if TYPE_CHECKING:
     from tqdm import tqdm
 
 TIMEOUT = 30.0  # seconds without a byte
-BLOCK = 1 << 20
 NOTE = "source.json"  # beside a file: from where it is
 THIS_MACHINE = ("localhost", "127.0.0.1", "::1")
 CHANGED = {"ETag": "If-None-Match", "Last-Modified": "If-Modified-Since"}
@@ -46,8 +47,10 @@ def offline() -> bool:
 
 def cache() -> Path:
     """Where downloads are kept: beside those of huggingface_hub, in $HF_HOME/nnssl."""
+    if named := os.environ.get("HF_HOME"):
+        return Path(named, "nnssl")
     above = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("HF_HOME") or Path(above, "huggingface"), "nnssl")
+    return Path(above, "huggingface", "nnssl")
 
 
 def too_large(what: str, size: int, largest: int) -> str:
@@ -64,14 +67,14 @@ def fetch(url: str, largest: int) -> Path:
     (`offline`), the file of an earlier download is taken; in the first case with a warning.
     """
     _require_url(url)
-    path = _cached_path(url)
+    name, path = public(url), _cached_path(url)
     known = _known(path)
     if offline():
-        _require_earlier(url, known)
+        _require_earlier(name, known)
         return path
     try:
         with _opened(url, known) as response:
-            _store(response, url, path, largest)
+            _store(response, name, path, largest)
     except urllib.error.HTTPError as error:
         error.close()
         if error.code == 304 and known:
@@ -79,32 +82,32 @@ def fetch(url: str, largest: int) -> Path:
         reason = f"{error.code} {error.reason}"
         if error.code < 500 or not known:
             raise WebError(
-                f"{url} cannot be downloaded: the server returned {reason}; open the address in a "
+                f"{name} cannot be downloaded: the server returned {reason}; open the address in a "
                 "browser to check that it is right and public"
             ) from error
-        _warn_of_earlier(url, reason)
+        _warn_of_earlier(name, reason)
     except files.NoRoomError:
         raise
     except _UnwritableError as error:
         if not known:
             raise
-        _warn_of_earlier(url, error)
+        _warn_of_earlier(name, error)
     except (OSError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", None) or error
         if not known:
             raise WebError(
-                f"{url} cannot be downloaded: {reason}. Check the connection (HTTPS_PROXY) and "
+                f"{name} cannot be downloaded: {reason}. Check the connection (HTTPS_PROXY) and "
                 "type the same command again"
             ) from error
-        _warn_of_earlier(url, reason)
+        _warn_of_earlier(name, reason)
     return path
 
 
-def _require_earlier(url: str, known: dict) -> None:
+def _require_earlier(name: str, known: dict) -> None:
     """`known`: the note of an earlier download, or nothing."""
     if not known:
         raise WebError(
-            f"{url} was not downloaded before, and HF_HUB_OFFLINE is set: unset it, or give the "
+            f"{name} was not downloaded before, and HF_HUB_OFFLINE is set: unset it, or give the "
             "path of a file"
         )
 
@@ -128,21 +131,34 @@ def _file_name(url: str) -> str:
 def _opened(url: str, known: dict) -> HTTPResponse:
     """The server's response; HTTPError 304 where the file is still that of the note `known`."""
     conditions = {CHANGED[key]: value for key, value in known.items() if key in CHANGED}
-    request = urllib.request.Request(url, headers={"User-Agent": "nnssl-swin", **conditions})
+    bare, login = _without_login(url)
+    request = urllib.request.Request(bare, headers={"User-Agent": "nnssl-swin", **conditions})
+    if login:  # of this server alone
+        request.add_unredirected_header("Authorization", login)
     try:
         return urllib.request.build_opener(_Redirects).open(request, timeout=TIMEOUT)
     except WebError:
         raise
     except ValueError as error:  # of urllib, before our handler sees it
-        raise WebError(f"{url} leads to what is not an address: {error}") from error
+        raise WebError(f"{public(url)} leads to what is not an address: {error}") from error
+
+
+def _without_login(url: str) -> tuple[str, str]:
+    """The address without user and password, and these as a header; "" where there are none."""
+    parts = urlsplit(url)
+    login, at, host = parts.netloc.rpartition("@")
+    if not at:
+        return url, ""
+    encoded = b64encode(unquote(login).encode()).decode()
+    return urlunsplit(parts._replace(netloc=host)), f"Basic {encoded}"
 
 
 def _require_url(url: str) -> None:
     """Raises WebError unless it is an address as a browser copies it, and a safe one."""
     if not (url.isascii() and url.isprintable() and " " not in url):
         raise WebError(
-            f"{url!r} has characters that no address has; copy it from the browser, which writes "
-            f"them with %, as in {quote(url, safe=string.punctuation)}"
+            f"{public(url)!r} has characters that no address has; copy it from the browser, which "
+            f"writes them with %, as in {quote(public(url), safe=string.punctuation)}"
         )
     _require_safe_url(url)
 
@@ -151,8 +167,8 @@ def _require_safe_url(url: str, may_be_here: bool = True) -> None:
     """may_be_here: whether http:// is allowed to this machine."""
     if not _is_safe(url, may_be_here):
         raise WebError(
-            f"{url!r} is refused: addresses begin with https:// or hf://, since http:// can be "
-            "tampered with; it is allowed only for this machine"
+            f"{public(url)!r} is refused: addresses begin with https:// or hf://, since http:// "
+            "can be tampered with; it is allowed only for this machine"
         )
 
 
@@ -161,7 +177,7 @@ def _is_safe(url: str, may_be_here: bool) -> bool:
         parts = urlsplit(url)
         _ = parts.port  # ValueError where it is no number
     except ValueError as error:
-        raise WebError(f"{url!r} is not the address of a file: {error}") from error
+        raise WebError(f"{public(url)!r} is not the address of a file: {error}") from error
     if parts.scheme == "https":
         return bool(parts.hostname)
     return may_be_here and parts.scheme == "http" and parts.hostname in THIS_MACHINE
@@ -176,19 +192,20 @@ def _known(path: Path) -> dict:
     return {}
 
 
-def _warn_of_earlier(url: str, why: object) -> None:
+def _warn_of_earlier(name: str, why: object) -> None:
     warnings.warn(
-        f"{url} could not be checked ({why}); the file of an earlier download is used",
+        f"{name} could not be checked ({why}); the file of an earlier download is used",
         stacklevel=4,
     )
 
 
 def _store(response: HTTPResponse, url: str, path: Path, largest: int) -> None:
-    """Write the file and a note next to it. Raises WebError for what is not the whole file, or
-    where nothing can be written.
+    """Write the file and a note next to it, with `url` as `public` has it. Raises WebError for what
+    is not the whole file, or where nothing can be written.
     """
     size = _promised_size(response.headers, url)
     _check_size(url, size, largest)
+    files.sweep(path.parent, older=files.STALE)
     try:
         with files.atomic(path) as temporary, _download_bar(path.name, size) as bar:
             got = _copy(response, temporary, bar, largest)
@@ -260,14 +277,14 @@ def _copy(response: HTTPResponse, to: Path, bar: tqdm, largest: int) -> int:
 def _next_block(response: HTTPResponse) -> bytes:
     """Raises _BrokenError: a fault of the connection, and none of the disk that is written."""
     try:
-        return response.read(BLOCK)
+        return response.read(files.BLOCK)
     except (OSError, http.client.HTTPException) as error:
         raise _BrokenError(str(error) or type(error).__name__) from error
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
     """Followed to https alone: what was requested safely must not come unsafely. No other server
-    may lead to what listens on this machine by http.
+    may lead to what listens on this machine by http, or gets user and password.
     """
 
     def redirect_request(
@@ -280,4 +297,8 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         newurl: str,
     ) -> urllib.request.Request | None:
         _require_safe_url(newurl, req.origin_req_host.strip("[]") in THIS_MACHINE)
-        return super().redirect_request(req, fp, code, msg, headers, newurl)
+        request = super().redirect_request(req, fp, code, msg, headers, newurl)
+        login = req.unredirected_hdrs.get("Authorization")
+        if request is not None and login and (request.type, request.host) == (req.type, req.host):
+            request.add_unredirected_header("Authorization", login)
+        return request

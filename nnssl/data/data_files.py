@@ -1,19 +1,37 @@
-"""The files of voxels that a text header names; none of them leaves the header's own folder."""
+"""The files of voxels that a text header names, none of which leaves the header's own folder; and
+what is wrong inside of them.
+"""
 
 from __future__ import annotations
 
 import re
+import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path, PureWindowsPath
 
-from nnssl.data.refusals import UnusableScanError
+from nnssl.data.refusals import UnusableScanError, summarise_error
 
+DEFLATE = 1032  # the most that one byte can become, by the format
 MOST_FILES = 100_000
 NUMBERED = re.compile(r"[^%]*%0?\d{0,2}d[^%]*")
 
 
 def unreadable(words: str) -> UnusableScanError:
     return UnusableScanError(f"cannot be read: {words}")
+
+
+@contextmanager
+def compressed_damage() -> Iterator[None]:
+    """What is wrong inside of compressed data becomes UnusableScanError."""
+    try:
+        yield
+    except (EOFError, zlib.error, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise unreadable(
+            f"its compressed data are damaged or truncated ({summarise_error(error)})"
+        ) from error
 
 
 def voxel_files(

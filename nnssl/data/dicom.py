@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from nnssl.data.dicom_slices import read_slices
-from nnssl.data.dicom_stacks import Series, judge, signature_of
+from nnssl.data.dicom_stacks import VERSION, Series, judge, signature_of
 from nnssl.data.orientation import Scan, unify
 from nnssl.data.refusals import PassingError, UnusableScanError, itk_error, passing_errors
 from nnssl.data.stacks import normal_of, straighten
@@ -57,13 +57,51 @@ def series_in(folder: Path | str, cache: Path | None = None) -> dict[str, Series
     with passing_errors():
         paths = _dicom_files(folder)
         signature = signature_of(paths)
-    kept = cache / "survey" / f"{fingerprint(['dicom', str(folder)])}.json" if cache else None
+    kept = _cache_file(cache, "dicom", folder) if cache else None
     found = _cached_series(kept, signature) if kept else None
     if found is None:
         found = judge(read_slices(paths))
-        if kept:
+        if cache and kept:
+            _write_each(cache, folder, found)
             _write_series_cache(kept, signature, found)
     return {series.uid: series for series in found}
+
+
+def _write_each(cache: Path, folder: Path, found: list[Series]) -> None:
+    """What `_series_of` reads; not for a single series, unless there is a file of former ones."""
+    for series in found:
+        path = _cache_file(cache, "series", folder, series.uid)
+        if len(found) > 1 or path.exists():
+            _write_series_cache(path, _own_signature(series, folder), [series])
+
+
+def _series_of(folder: Path | str, uid: str, cache: Path | None) -> Series | None:
+    """One of `series_in`. Of a folder of many series, `cache` holds each in a file that is valid as
+    long as its own files stay as they are, so that nothing else of the folder is looked at.
+    """
+    folder = Path(folder)
+    if cache and (one := _cached_alone(_cache_file(cache, "series", folder, uid), folder)):
+        return one
+    return series_in(folder, cache).get(uid)
+
+
+def _cached_alone(path: Path, folder: Path) -> Series | None:
+    """The only series of a cache file; None where it is absent, damaged, or its files changed."""
+    try:
+        content = read_json(path)
+        (series,) = map(_series, content["series"])
+        same = content["signature"] == _own_signature(series, folder)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return series if same else None
+
+
+def _own_signature(series: Series, folder: Path) -> list:
+    return [VERSION, *series.signature(folder)]
+
+
+def _cache_file(cache: Path, *names: Path | str) -> Path:
+    return cache / "survey" / f"{fingerprint(list(map(str, names)))}.json"
 
 
 def _dicom_files(folder: Path) -> list[Path]:
@@ -80,9 +118,10 @@ def _cached_series(path: Path, signature: list) -> list[Series] | None:
     """What `_write_series_cache` wrote; None where that is absent, damaged, or of other files."""
     try:
         content = read_json(path)
-    except (FileNotFoundError, ValueError):
+        same = content["signature"] == signature
+        return list(map(_series, content["series"])) if same else None
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None
-    return list(map(_series, content["series"])) if content["signature"] == signature else None
 
 
 def _series(content: dict) -> Series:
@@ -97,7 +136,7 @@ def _tuples(value: object) -> object:
 
 def require_modality(folder: Path | str, uid: str, in_hu: bool, cache: Path | None = None) -> None:
     """UnusableScanError for a series that is not CT where CT is asked for."""
-    series = series_in(folder, cache).get(uid)
+    series = _series_of(folder, uid, cache)
     if series and not series.reason and in_hu and series.modality != "CT":
         raise UnusableScanError(
             f"is {series.modality}, not CT; for images that are not CT: --no-hu"
@@ -106,7 +145,7 @@ def require_modality(folder: Path | str, uid: str, in_hu: bool, cache: Path | No
 
 def check_files(folder: Path | str, uid: str, cache: Path | None = None) -> None:
     """Read every file of a series to its end, so that what fails later is not the disk."""
-    series = series_in(folder, cache).get(uid)
+    series = _series_of(folder, uid, cache)
     if series is None or series.reason:
         return
     with passing_errors():
@@ -142,7 +181,7 @@ def _direction(series: Series) -> np.ndarray:
 
 def _usable(folder: Path | str, uid: str, cache: Path | None) -> Series:
     """Raises UnusableScanError for a series that is left out, or gone."""
-    series = series_in(folder, cache).get(uid)
+    series = _series_of(folder, uid, cache)
     if series is None:
         raise UnusableScanError(f"the series no longer exists in {folder}")
     if series.reason:

@@ -21,6 +21,7 @@ POSITION, ORIENTATION, PIXEL, SLOPE, INTERCEPT = (
     0x00281053,
     0x00281052,
 )
+PHOTOMETRIC = 0x00280004
 STORED_BITS, SIGNED = 0x00280101, 0x00280103
 PLANE, PLANE_ORIENTATION, MEASURES, RESCALING = 0x00209113, 0x00209116, 0x00289110, 0x00289145
 
@@ -31,7 +32,7 @@ class Slice:
     columns.
 
     `pixel`: mm (x, y). `voxel_type`: BitsAllocated, BitsStored and PixelRepresentation, as their
-    bytes. `error`: why only the name is known.
+    bytes. `photometric`: PhotometricInterpretation. `error`: why only the name is known.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Slice:
     orientation: tuple[float, ...] = ()
     rescaling: tuple[str, ...] = ()
     voxel_type: tuple[bytes, ...] = ()
+    photometric: str = ""
 
 
 def read_slices(paths: Sequence[Path]) -> Iterator[Slice]:
@@ -137,6 +139,7 @@ def _slice(name: str, number: int, frame: _Frame) -> Slice:
         orientation=frame.numbers(PLANE_ORIENTATION, ORIENTATION, 6),
         rescaling=(frame.text(RESCALING, SLOPE), frame.text(RESCALING, INTERCEPT)),
         voxel_type=tuple(image.values.get(tag, b"") for tag in (BITS, STORED_BITS, SIGNED)),
+        photometric=image.text(PHOTOMETRIC),
     )
 
 

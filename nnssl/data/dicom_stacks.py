@@ -17,10 +17,11 @@ from nnssl.data.stacks import arrange
 from nnssl.files import fingerprint
 from nnssl.types import Spacing
 
-VERSION = 4  # goes up when a change in these rules makes kept results wrong
-# of the survey's answers that were right before: only series of `each_by_itself` are read again
-OTHERS_VERSION = 2
+VERSION = 5  # goes up when a change in these rules makes kept results wrong
+# of the survey's answers that were right before, of series of `each_by_itself` and of others
+EACH_VERSION, OTHERS_VERSION = 4, 2
 READ = ("CT", "MR")  # modalities
+INVERTED = "MONOCHROME1"
 Grid = tuple[tuple[float, ...], tuple[float, ...]]  # orientation and pixel of a slice
 
 LOCALIZER_WORDS = {"LOCALIZER", "LOCALISER", "SCOUT", "TOPOGRAM"}
@@ -53,7 +54,7 @@ class Series:
     def signature(self, folder: Path | str) -> list:
         """What changes when one of its files changes."""
         paths = [Path(folder, name) for name in dict.fromkeys(self.files)]
-        version = VERSION if self.each_by_itself else OTHERS_VERSION
+        version = EACH_VERSION if self.each_by_itself else OTHERS_VERSION
         return [version, _state_of_files(paths), self.reason]
 
 
@@ -170,6 +171,18 @@ def _check_kind(stack: list[Slice]) -> None:
     _check_pixel(one.pixel)
     _check_right_angles(one.orientation)
     _check_rescaling(stack)
+    _check_not_inverted(stack)
+
+
+def _check_not_inverted(stack: list[Slice]) -> None:
+    """Refuse what is shown with its least value as white: ITK would read other values than those
+    that are stored.
+    """
+    if any(one.photometric == INVERTED for one in stack):
+        raise UnusableScanError(
+            f"is {INVERTED} (PhotometricInterpretation, tag 0028,0004), whose values ITK inverts; "
+            "convert it to NIfTI with a program that reads the stored values, such as dcm2niix"
+        )
 
 
 def _check_modality(modality: str) -> None:

@@ -39,6 +39,19 @@ VECTORS = (
     "CenterOfRotation",
 )
 MATRICES = ("TransformMatrix", "Rotation", "Orientation")
+# keys that say where the voxels are and what they mean; any other may repeat, or have no value
+USED = {
+    *VECTORS,
+    *MATRICES,
+    "NDims",
+    "ElementType",
+    "ElementNumberOfChannels",
+    "ElementDataFile",
+    "HeaderSize",
+    "BinaryData",
+    "CompressedData",
+    "CompressedDataSize",
+}
 
 
 def parse(path: Path, file: BinaryIO) -> StoredVoxels:
@@ -74,21 +87,23 @@ def _skipped(fields: dict[str, str]) -> int:
 
 def _fields(file: BinaryIO) -> dict[str, str]:
     fields: dict[str, str] = {}
-    for line in filter(str.strip, lines(file)):
-        _add_field(fields, line)
+    for number, line in enumerate(filter(str.strip, lines(file)), start=1):
+        _add_field(fields, line, number)
         if "ElementDataFile" in fields:
             return fields
     raise unreadable("its header names no ElementDataFile")
 
 
-def _add_field(fields: dict[str, str], line: str) -> None:
-    # Strict, since MetaIO would find another key or value in what is not of this form.
-    found = re.fullmatch(r"\s*(\w+)\s*=\s*(\S[^\r]*?)\s*", line)
-    if not found or found[1] in fields:
-        raise unreadable(
-            f"line {len(fields) + 1} of its header is not KEY = VALUE, or repeats a key"
-        )
-    fields[found[1]] = found[2]
+def _add_field(fields: dict[str, str], line: str, number: int) -> None:
+    # Strict, since MetaIO would find another key or value in what is not of this form. ITK adds the
+    # metadata of the file that it read before: `dim[0] = 3`, `0008|0005 = ISO_IR 100`.
+    found = re.fullmatch(r"\s*([^\s=:]+)\s*=\s*([^\r]*?)\s*", line)
+    if not found:
+        raise unreadable(f"line {number} of its header is not KEY = VALUE")
+    key, value = found.groups()
+    if key in USED and (key in fields or not value):
+        raise unreadable(f"line {number} of its header repeats {key}, or gives it no value")
+    fields[key] = value
 
 
 def _check_fields(fields: dict[str, str]) -> None:

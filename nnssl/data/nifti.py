@@ -9,16 +9,14 @@ from __future__ import annotations
 
 import gzip
 import math
-import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Literal, cast
 
 import numpy as np
 
-from nnssl.data.data_files import unreadable
+from nnssl.data.data_files import DEFLATE, compressed_damage, unreadable
 from nnssl.data.refusals import UnusableScanError, passing_errors, summarise_error
 from nnssl.files import BLOCK, blocks
 from nnssl.types import Spacing
@@ -28,7 +26,6 @@ if TYPE_CHECKING:
     from nibabel.spatialimages import SpatialImage
 
 NIFTI_ENDINGS = (".nii", ".nii.gz")
-DEFLATE = 1032  # the most that one byte can become, by the format
 SAME_SPACING = 0.01  # relative: what rounding in pixdim or sform can explain
 
 
@@ -58,7 +55,7 @@ def read_nifti_header(path: Path | str) -> Header:
     absent spacing.
     """
     path = Path(path)
-    with passing_errors(), _damage():
+    with passing_errors(), compressed_damage():
         with _opened(path) as file:
             most = DEFLATE if isinstance(file, gzip.GzipFile) else 1
             header = _parsed(file.read(540))
@@ -76,15 +73,6 @@ def _check_length(promised: Header, size: int, most: int) -> None:
         raise unreadable(
             f"it is truncated, {size} bytes cannot hold the {needed} that its header promises"
         )
-
-
-@contextmanager
-def _damage() -> Iterator[None]:
-    """What is wrong inside of a compressed file becomes UnusableScanError."""
-    try:
-        yield
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise unreadable(summarise_error(error)) from error
 
 
 def _is_zipped(path: Path) -> bool:
@@ -178,7 +166,7 @@ def check_nifti(path: Path | str) -> None:
     or infinite.
     """
     header = read_nifti_header(path)
-    with passing_errors(), _damage():
+    with passing_errors(), compressed_damage():
         count = _count_bytes(Path(path), header)
     if count < header.bytes:
         raise unreadable(f"it is truncated, {count} of {header.bytes} bytes of voxels are there")
@@ -207,20 +195,29 @@ def _check_finite(block: bytes, dtype: np.dtype) -> None:
 
 
 def affine_by_nibabel(path: Path | str) -> np.ndarray:
-    """[4 4], of the header alone."""
-    import nibabel
+    """[4 4], of the header alone. Raises UnusableScanError as `_opened_by_nibabel` does."""
+    return np.asarray(_opened_by_nibabel(path).affine)
 
-    return np.asarray(cast("SpatialImage", nibabel.load(path)).affine)
+
+def _opened_by_nibabel(path: Path | str) -> SpatialImage:
+    """By nibabel. UnusableScanError for what it refuses."""
+    import nibabel
+    from nibabel.filebasedimages import ImageFileError
+
+    try:
+        # nibabel declares the base of all that it loads
+        return cast("SpatialImage", nibabel.load(path))
+    except ImageFileError as error:
+        if _is_zipped(Path(path)) and not str(path).lower().endswith(".gz"):
+            raise unreadable("it is gzipped: name it .nii.gz") from error
+        raise unreadable(summarise_error(error)) from error
 
 
 def read_by_nibabel(path: Path | str) -> tuple[np.ndarray, Spacing, np.ndarray]:
     """Voxels float32 [Z Y X], spacing (z, y, x) and affine as nnU-Net's NibabelIO reads them: a
     shear is left out.
     """
-    import nibabel
-
-    # nibabel declares the base of all that it loads
-    image = cast("SpatialImage", nibabel.load(path))
+    image = _opened_by_nibabel(path)
     voxels = _without_empty_axes(np.asarray(image.dataobj, np.float32))
     spacing = tuple(float(zoom) for zoom in image.header.get_zooms()[2::-1])
     return voxels.transpose(), spacing, np.asarray(image.affine)

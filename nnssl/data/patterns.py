@@ -19,13 +19,13 @@ def checked_globs(patterns: Sequence[str]) -> tuple[str, ...]:
                 "to that folder, such as --pattern '*/ct.nii.gz' (* within a name, ** for any "
                 "number of folders)"
             )
-    return tuple(sorted(set(patterns)))
+    return tuple(sorted({PurePosixPath(pattern).as_posix() for pattern in patterns}))
 
 
 def matches(path: str, patterns: Sequence[str]) -> bool:
     """Whether a path relative to the folder matches one of `patterns`, or there is none."""
     parts = path.split("/")
-    return not patterns or any(_match(parts, pattern.split("/")) for pattern in patterns)
+    return not patterns or any(_match(parts, PurePosixPath(p).parts) for p in patterns)
 
 
 def _match(path: Sequence[str], pattern: Sequence[str]) -> bool:

@@ -251,8 +251,9 @@ def median_spacing(spacings: Sequence[Spacing]) -> Spacing:
 
 
 def resampled_shape(shape: Shape, spacing: Spacing, new_spacing: Spacing) -> Shape:
-    """nnU-Net's rule for the shape after resampling (compute_new_shape)."""
-    return tuple(round(s / n * k) for s, n, k in zip(spacing, new_spacing, shape, strict=True))
+    """nnU-Net's rule for the shape after resampling (compute_new_shape), but one voxel at least."""
+    sizes = zip(spacing, new_spacing, shape, strict=True)
+    return tuple(max(1, round(s / n * k)) for s, n, k in sizes)
 
 
 def default_crop(shapes: Sequence[Shape]) -> Shape:

@@ -9,14 +9,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from nnssl.data import orientation, patterns
+from nnssl.data.hu_map import check_clip
 from nnssl.data.moved import moved_cases
-from nnssl.data.plan import PLAN, Plan, case_of, make_plan
+from nnssl.data.plan import PLAN, Plan, case_of, check_crop, check_spacing, make_plan
 from nnssl.data.plan_comparison import Overrides, PlanComparison, other_kind, other_values
 from nnssl.data.preprocess import forget_damaged, preprocess, require_part
 from nnssl.data.scans import Found, find_scans
 from nnssl.data.source_states import forget_stored, keep_states, states_of_stored
 from nnssl.data.survey import nothing_usable, survey
-from nnssl.data.survey_lines import body_histograms, is_same_scan
+from nnssl.data.survey_lines import LINES, body_histograms, is_same_scan
 from nnssl.data.survey_report import ScanReport
 from nnssl.data.unchanged import Unchanged, digest_of
 from nnssl.files import STALE, sweep
@@ -66,6 +67,15 @@ class PrepareRequest:
         """Number of processes, part of the scans, number of parts."""
         return self.num_processes, self.part_id, self.num_parts
 
+    def require_possible(self) -> None:
+        """Raise ValueError for overrides that no plan can have."""
+        if self.spacing is not None:
+            check_spacing(self.spacing)
+        if self.crop is not None:
+            check_crop(self.crop)
+        if self.clip is not None:
+            check_clip(self.clip)
+
     @property
     def plan_file(self) -> Path:
         return self.folder / PLAN
@@ -85,15 +95,16 @@ def prepare(request: PrepareRequest) -> Plan:
     or by their path below `sources` where these lie elsewhere now. Without any source the plan
     that is there is completed.
 
-    Raises ValueError where options differ from the plan, where no scan is of the plan, and where
-    there is no usable scan.
+    Raises ValueError where options are impossible or differ from the plan, where no scan is of the
+    plan, and where there is no usable scan.
     """
     require_part(request.part_id, request.num_parts)
+    request.require_possible()
     folder = request.folder
     folder.mkdir(parents=True, exist_ok=True)
     if request.plan_file.exists() and not os.access(folder, os.W_OK) and not request.update:
         return _read_only(request)
-    sweep(folder, older=STALE)
+    sweep(folder, folder / LINES, older=STALE)
     plan, moved = _plan_and_moved_scans(request)
     if request.check:
         _forget_damaged(plan, request)

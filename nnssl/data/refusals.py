@@ -25,6 +25,8 @@ MOST_DENSE = 0.1
 MOST_BY_BONE = 4.0  # times the voxels between tissue and DENSE_HU; in 211 real scans 0.08 to 1.6
 LARGEST_HU = 65536.0  # metal and padding stay below
 LARGEST_VALUE = 1e15  # of images that are not CT; PET in Bq/ml stays below 1e9
+# what ITK and C++ say where memory is short; the message has the name of the file as well
+ALLOCATION = re.compile("[Ff]ailed to allocate memory|bad_alloc|[Cc]annot allocate memory")
 NOT_CT = "For images that are not CT: --no-hu"
 
 
@@ -57,7 +59,7 @@ def itk_error(error: RuntimeError) -> Exception:
     """What an error of ITK means for a file that was read to its end before, and so is there and
     readable.
     """
-    if re.search("allocat|bad_alloc|memory", str(error)):
+    if ALLOCATION.search(str(error)):
         return MemoryError(summarise_error(error))
     return UnusableScanError(f"cannot be read: {summarise_error(error)}")
 

@@ -131,7 +131,8 @@ def _check_gaps(gaps: np.ndarray) -> bool:
 
 def _check_fillable(gaps: np.ndarray) -> None:
     smallest, largest = gaps.min(), gaps.max()
-    if largest > min(WIDEST_GAP, MOST_UNEVEN * smallest):
+    # either may be rounded
+    if largest > min(WIDEST_GAP + UNEVEN, MOST_UNEVEN * (smallest + UNEVEN)):
         raise UnusableScanError(
             f"is unevenly spaced: {smallest:.3g} to {largest:.3g} mm between slices; gaps up "
             f"to {WIDEST_GAP:g} mm and {MOST_UNEVEN:g} times the smallest are filled"

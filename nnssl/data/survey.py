@@ -175,7 +175,7 @@ def _dicom_signatures(
     with closing(parallel_map(work, folders, num_processes, "DICOM headers")) as results:
         for scan, found in results:
             if isinstance(found, Failed):
-                failed[scan] = found.reason
+                failed[scan] = found.unless_no_room()
             else:
                 signatures |= found
     return signatures

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from nnssl.data.done import sizes_in
 from nnssl.data.scans import Found
-from nnssl.data.survey_lines import LINES, line_file
+from nnssl.data.survey_lines import LINES, is_outdated, line_file
 from nnssl.data.survey_report import ScanReport
 from nnssl.files import atomic
 from nnssl.host_memory import garbage_collection_paused
@@ -57,7 +57,8 @@ class Index:
             file_name, size, signature, line = decode(text)
             self._lines += 1
             scan = Found(line["path"], line["series"])
-            if signatures.get(scan) == signature and there.get(file_name) == size:
+            same = signatures.get(scan) == signature and there.get(file_name) == size
+            if same and not is_outdated(line["reason"]):
                 yield scan, ScanReport.without_histogram(line)
 
     def says(self, lines: Mapping[Found, ScanReport], failed: Mapping[Found, str]) -> bool:

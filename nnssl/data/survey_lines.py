@@ -18,6 +18,8 @@ from nnssl.data.survey_report import ScanReport
 from nnssl.files import exists, fingerprint, read_json, write_json
 
 LINES = "survey"  # the folder
+# how the reason ended that earlier versions gave for headers of MetaImage which are read now
+FORMER = "is not KEY = VALUE, or repeats a key"
 
 
 def line_file(scan: Found, folder: Path) -> Path:
@@ -89,14 +91,20 @@ def _contents(path: Path) -> dict[str, np.ndarray]:
 
 def kept_line(scan: Found, signature: list, folder: Path) -> ScanReport | None:
     """The line of an earlier survey without its histogram; None where the scan has changed since,
-    or the line is damaged.
+    the line is damaged, or it `is_outdated`.
     """
     try:
         kept = read_json(line_file(scan, folder))
         known = ScanReport.without_histogram(kept["line"])
-        return known if kept["signature"] == signature else None
+        same = kept["signature"] == signature and not is_outdated(known.reason)
+        return known if same else None
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None
+
+
+def is_outdated(reason: str) -> bool:
+    """Whether an earlier version refused a scan that this one may read."""
+    return reason.endswith(FORMER)
 
 
 def is_kept(line: ScanReport, folder: Path) -> bool:

@@ -11,12 +11,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from nnssl.data import metaimage, nrrd
-from nnssl.data.data_files import unreadable
+from nnssl.data.data_files import DEFLATE, unreadable
 from nnssl.data.header_text import StoredVoxels
 from nnssl.data.refusals import UnusableScanError, passing_errors, summarise_error
 
 META_ENDINGS, NRRD_ENDINGS = (".mha", ".mhd"), (".nrrd", ".nhdr")
-DEFLATE = 1032  # the most that one byte can become, by the format
 
 
 def read_text_header(path: Path | str) -> StoredVoxels:

@@ -8,13 +8,12 @@ import bz2
 import gzip
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from nnssl.data.data_files import unreadable
+from nnssl.data.data_files import compressed_damage, unreadable
 from nnssl.data.header_text import StoredVoxels
-from nnssl.data.refusals import passing_errors, summarise_error
+from nnssl.data.refusals import passing_errors
 from nnssl.data.text_headers import read_text_header
 from nnssl.files import BLOCK, blocks
 
@@ -31,21 +30,8 @@ def check_text_volume(path: Path | str) -> None:
 
 def _count_bytes(stored: StoredVoxels) -> int:
     """The bytes of voxels in the files, decompressed."""
-    with passing_errors(), _damage():
+    with passing_errors(), compressed_damage():
         return sum(sum(map(len, _decoded_blocks(file, stored))) for file in stored.files)
-
-
-@contextmanager
-def _damage() -> Iterator[None]:
-    """What is wrong inside of compressed voxels becomes UnusableScanError."""
-    try:
-        yield
-    except (EOFError, zlib.error, OSError) as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise
-        raise unreadable(
-            f"its compressed voxels are damaged or truncated ({summarise_error(error)})"
-        ) from error
 
 
 def _decoded_blocks(path: Path, stored: StoredVoxels) -> Iterator[bytes]:

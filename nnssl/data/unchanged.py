@@ -20,6 +20,7 @@ from nnssl.data.survey_report import ScanReport
 from nnssl.files import read_json, write_json
 
 UNCHANGED = "unchanged.json"
+VERSION = 1  # goes up when scans that were refused may be read now
 
 
 def digest_of(scans: Iterable[Found]) -> str | None:
@@ -87,7 +88,7 @@ class Unchanged:
             "digest": digest,
             "searched": [str(Path(folder).absolute()) for folder in self._searched],
             "folder": str(self.folder.absolute()),
-            "made": [SURVEY_VERSION, *made, self._plan_state(), answers],
+            "made": [SURVEY_VERSION, VERSION, *made, self._plan_state(), answers],
             "said": list(said),
         }
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, TypeGuard
 import torch
 
 import nnssl
-from nnssl import dist, files, limits
+from nnssl import address, dist, files, limits
 from nnssl.types import MANIFEST, PrintFn
 
 if TYPE_CHECKING:
@@ -138,7 +138,13 @@ def _stamp(seconds: float) -> str:
 
 
 def _invocation() -> str:
-    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    return shlex.join([Path(sys.argv[0]).name, *map(_public, sys.argv[1:])])
+
+
+def _public(word: str) -> str:
+    """A word of the command, without what may be secret in an address."""
+    option, equals, value = word.partition("=") if word.startswith("-") else ("", "", word)
+    return option + equals + address.public(value)
 
 
 def _versions() -> dict[str, str]:
