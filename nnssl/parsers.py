@@ -161,7 +161,7 @@ def report_parser() -> argparse.ArgumentParser:
         dest="page",
         metavar="PAGE",
         type=Path,
-        help="where to write; default: report.html in the folder",
+        help="file or existing folder to write to; default: report.html in FOLDER",
     )
     parser.add_argument(
         "--scans",

@@ -44,15 +44,14 @@ def monai(dims: int = 3, legacy: bool = True, **changes: object) -> swin_unetr.S
         "depths": DEPTHS,
         "num_heads": HEADS,
         "window_size": (7,) * dims,
+        "downsample": LegacyMerging if legacy else "merging",
     }
-    merging = LegacyMerging if legacy else "merging"
     return random(
         swin_unetr.SwinTransformer(
             **(options | changes),
             patch_size=(2,) * dims,
             spatial_dims=dims,
             qkv_bias=True,
-            downsample=merging,
         )
     )
 

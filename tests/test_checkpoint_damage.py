@@ -155,6 +155,38 @@ def test_what_must_not_become_weights_is_refused(whole, tmp_path, case):
         checkpoint.load(saved(tmp_path, content))
 
 
+def in_one_storage(content: dict, count: int) -> dict:
+    """`count` of the tensors as views of one storage that is as large as the largest of them."""
+    largest = sorted(content["network_weights"].items(), key=lambda item: -item[1].numel())[:count]
+    storage = torch.zeros(largest[0][1].numel(), dtype=torch.half)
+    views = {name: storage[: w.numel()].view(w.shape) for name, w in largest}
+    return content | {"network_weights": content["network_weights"] | views}
+
+
+def test_tensors_that_would_take_many_times_their_file_are_refused(whole, tmp_path):
+    """In half precision each of them would become a copy of its own."""
+    content = checkpoint.halved(content_of(whole))
+    path = saved(tmp_path, in_one_storage(content, len(content["network_weights"])))
+    with pytest.raises(CheckpointError, match=r"claim \d+ bytes together, of which the file holds"):
+        checkpoint.load(path)
+
+
+def test_a_tensor_under_two_names_is_no_fault(whole, tmp_path):
+    content = in_one_storage(content_of(whole), 2)
+    loaded = checkpoint.load(saved(tmp_path, content))
+    assert set(loaded.weights) == set(content["network_weights"])
+    tied = torch.ones(100)
+    assert checkpoint.why_inflated([tied, tied]) is None
+    assert checkpoint.why_inflated([tied] * 3) is not None
+    assert checkpoint.why_inflated(tied.split(10)) is None
+
+
+def test_a_torchscript_archive_is_named(tmp_path):
+    torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), tmp_path / "scripted.pt")
+    with pytest.raises(CheckpointError, match=r"TorchScript archive \(torch\.jit\.save\)"):
+        checkpoint.load(tmp_path / "scripted.pt")
+
+
 def test_half_precision_is_no_fault_and_is_read_as_single(whole, tmp_path):
     content = content_of(whole)
     content["network_weights"] = {n: w.half() for n, w in content["network_weights"].items()}

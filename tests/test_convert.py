@@ -298,6 +298,19 @@ def holding_itself() -> dict:
     return content
 
 
+def in_one_storage(content: dict) -> dict:
+    tensors = {n: t for n, t in content["state_dict"].items() if t.is_floating_point()}
+    storage = torch.zeros(max(t.numel() for t in tensors.values()), dtype=torch.half)
+    views = {n: storage[: t.numel()].view(t.shape) for n, t in tensors.items()}
+    return {"state_dict": content["state_dict"] | views}
+
+
+def v2(network: torch.nn.Module) -> dict:
+    """With the names of a Swin V2 in place of its bias tables."""
+    table, scale = "relative_position_bias_table", "logit_scale"
+    return {name.replace(table, scale): tensor for name, tensor in network.state_dict().items()}
+
+
 REFUSED = {
     "a U-Net": (
         lambda c: {"net": {"encoder.stages.0.conv": torch.zeros(2)}},
@@ -402,6 +415,28 @@ REFUSED = {
         "--source imagenet does not match .* layout monai",
     ),
     "3D to 2D": (lambda c: c, ("--dims", "2"), "3D weights cannot be converted to 2D"),
+    "tensors in one storage": (
+        lambda c: in_one_storage(c),
+        (),
+        "the encoder's tensors claim .* bytes together, of which the file holds",
+    ),
+    "Swin V2 of timm": (lambda c: v2(foreign.timm_swin()), (), "holds a Swin V2 .cosine attention"),
+    "Swin V2 of torchvision": (
+        lambda c: v2(foreign.torchvision_swin()),
+        (),
+        "holds a Swin V2 .cosine attention",
+    ),
+    "HU and none": (
+        lambda c: c,
+        ("--hu", "1", "2", "--no-hu"),
+        "--hu and --no-hu contradict each other",
+    ),
+    "endless HU": (lambda c: c, ("--hu", "0", "inf"), "--hu takes finite numbers; got 0 x inf"),
+    "endless spacing": (
+        lambda c: c,
+        ("--spacing", "1", "1", "nan"),
+        "--spacing takes finite numbers",
+    ),
     "three numbers": (lambda c: c, ("--hu", "1", "2", "3"), "--hu takes LOW HIGH"),
 }
 
@@ -532,6 +567,28 @@ def test_truncated_files_are_refused(call, swinvit, tmp_path, name):
     assert code == 1
     assert "truncated" in err
     assert not path.exists()
+
+
+@pytest.mark.parametrize("dtype", [torch.half, torch.bfloat16])
+def test_an_index_that_was_rounded_with_the_weights_is_no_fault(call, dtype):
+    """`{name: tensor.half() ...}` also halves the buffers: 13 ** 3 rows are too many for it."""
+    content = foreign.retrained(foreign.monai(depths=(1, 1, 1, 1)))["state_dict"]
+    halved = {name: tensor.to(dtype) for name, tensor in content.items()}
+    code, _, err, path = call(halved, "--merging", "all", "--no-hu")
+    assert code == 0, err
+    assert checkpoint.load(path).encoder_config.window == 7
+
+
+def test_printed_commands_take_paths_with_blanks(call, swinvit, tmp_path):
+    folder = tmp_path / "two words"
+    folder.mkdir()
+    path = call(swinvit)[3].rename(folder / "ours.pth")
+    assert f"nnssl_plan -d DATASET -c '{path}'," in call(path)[2]
+    request = ConvertRequest(path, folder / "hub", hub=True)
+    assert f"hf upload OWNER/REPO '{folder / 'hub'}'\n" in convert(request)
+    assert f"-c '{folder / 'half.pth'}'" in convert(
+        ConvertRequest(path, folder / "half.pth", half=True)
+    )
 
 
 def test_files_are_neither_overwritten_nor_converted_twice(call, swinvit, tmp_path):

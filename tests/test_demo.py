@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import signal
 import site
 import sys
 import sysconfig
@@ -13,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nnssl import cli, commands, trainer_path
+from nnssl import cli, commands, signals, trainer_path
 from nnssl.commands import CommandError
 from nnssl.demo import result, stages
 from nnssl.demo.chain import QUICK, TRAINERS, ChainStage, Demo
@@ -94,6 +96,21 @@ def test_a_failed_command_shows_its_last_lines(demo, monkeypatch, plain_commands
         stages.run(demo)
     assert "the cause" in str(error.value)
     assert str(error.value).count("\nline") < stages.LINES
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_stopped_demo_leaves_no_command_running(demo, monkeypatch, plain_commands, number):
+    """The command runs in its own session, where no signal to the demo reaches it."""
+    pid = demo.folder / "pid"
+    code = (
+        f"import os, pathlib, signal, time; pathlib.Path({str(pid)!r}).write_text(str(os.getpid()))"
+    )
+    stop = f"os.kill({os.getpid()}, {int(number)}); time.sleep(60)"
+    with_stages(monkeypatch, ChainStage("runs", "", [python(f"{code}; {stop}")], ()))
+    with pytest.raises(signals.Interrupted, match="nnssl_demo command continues"):
+        stages.run(demo)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(pid.read_text()), 0)
 
 
 def test_tail_takes_the_newest_of_a_progress_bar(tmp_path):

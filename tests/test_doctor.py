@@ -219,6 +219,24 @@ def missing_folder_with_a_space(sound, patch):
     patch.setenv(PREPROCESSED, str(sound["tmp"] / "two words"))
 
 
+def folder_below_a_private_one(sound, patch):
+    """Root may look anywhere, so the error is made."""
+    private, stat = sound["tmp"] / "private", os.stat
+
+    def refuse(path, *args, **options):
+        if str(path).startswith(str(private)):
+            raise PermissionError(13, "Permission denied", str(path))
+        return stat(path, *args, **options)
+
+    patch.setattr(os, "stat", refuse)
+    patch.setattr(os, "access", lambda path, _: not str(path).startswith(str(private)))
+    patch.setenv(PREPROCESSED, str(private / PREPROCESSED))
+
+
+def planned_info_is_no_mapping(sound, patch):
+    files.write_json(sound["plans"], files.read_json(sound["plans"]) | {INFO: None})
+
+
 def little_shared_memory(sound, patch):
     if not machine.SHARED.is_dir():
         patch.setattr(machine, "SHARED", sound["tmp"])
@@ -272,6 +290,11 @@ BREAKAGES = {
         "two words/nnUNetPlans.json'",
     ),
     plans_that_may_not_be_read: ("smitA.json cannot be read: [Errno 13]", "chmod u+r "),
+    folder_below_a_private_one: (
+        "nnUNet_preprocessed is below a folder that you may not enter",
+        "export nnUNet_preprocessed=",
+    ),
+    planned_info_is_no_mapping: ("pretrain_info is not a mapping", NEW_PLANS),
     missing_folder_with_a_space: ("nnUNet_preprocessed: folder ", "two words'"),
     little_shared_memory: ("of shared memory: too small", "docker run --shm-size=8g"),
 }
@@ -366,6 +389,14 @@ def test_other_json_of_a_dataset_is_passed_over(sound, monkeypatch, capsys, cont
     files.write_json(sound["plans"].parent / "splits_final_backup.json", content)
     code, said = diagnosis(monkeypatch, capsys)
     assert (code, "backup" in said) == (0, False), said
+
+
+def test_plans_with_an_empty_architecture_are_passed_over(sound, monkeypatch, capsys):
+    plans = nnunet_plans()
+    plans["configurations"]["3d_fullres"]["architecture"] = None
+    files.write_json(sound["plans"].parent / "others.json", plans)
+    code, said = diagnosis(monkeypatch, capsys)
+    assert (code, "others" in said) == (0, False), said
 
 
 def test_several_checkpoints_are_no_fault_where_the_plans_name_theirs(sound, monkeypatch, capsys):

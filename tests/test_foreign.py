@@ -167,6 +167,20 @@ def test_the_axes_are_turned_exactly(encoder_of, merging, dims, shape, options, 
     assert_same_maps(ours, [turn(m) for m in theirs(turn(x))], x)
 
 
+@pytest.mark.parametrize("axes", ["xyz", "zyx"])
+@pytest.mark.parametrize(("dims", "shape"), [(3, (32, 33, 48)), (2, (33, 64))])
+def test_mergingv2_is_computed_exactly(encoder_of, dims, shape, axes):
+    """It joins the corners of a cell in another order, which no name shows."""
+    theirs = single(foreign.monai(dims, downsample="mergingv2"))
+    content, x = foreign.retrained(theirs), image(*shape)
+    ours = encoder_of(content, merging="v2", axes=axes).encoder
+    assert ours.config.merging == "all"
+    turn = reverse_axes if axes == "xyz" else (lambda m: m)
+    assert_same_maps(ours, [turn(m) for m in theirs(turn(x))], x)
+    other = encoder_of(content, merging="all", axes=axes).encoder
+    assert ((other(x)[4] - ours(x)[4]).abs().mean() > 0.1) == (dims == 3)
+
+
 def test_what_is_peculiar_to_old_monai_matters():
     theirs, x = foreign.monai(legacy=True), image(32, 32, 32)
     new = foreign.monai(legacy=False)

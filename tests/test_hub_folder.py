@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -169,9 +171,39 @@ def test_the_card_of_weights_of_others_tells_their_source(tmp_path):
     }
     text = card(checkpoint.Checkpoint(tmp_path, "34", about, {}, {}, ["Tang"]))
     assert "license: unknown" in text
-    assert "| licence of the weights | licence of the weights: unstated |" in text
-    assert "MONAI model (third-party weights, converted)" in text
+    assert "| licence of the weights | unknown |" in text
+    assert "MONAI model (third-party weights, converted); licence of the scans: unknown" in text
+    assert "- the licence of the weights\n- the licence of the scans, and whose they are" in text
     assert "From `a\\|b.pt`, sha256 `12`: 5 of 6 tensors.\n- axes turned" in text
+    about["foreign"]["licence"] = "licence: Apache-2.0"
+    text = card(checkpoint.Checkpoint(tmp_path, "34", about, {}, {}, ["Tang"]), about="5050 CT.")
+    assert "license: apache-2.0\n" in text
+    assert "| licence of the weights | Apache-2.0 |" in text
+    assert "the licence of" not in text.split("## Not known")[1]
+
+
+def test_the_card_of_several_channels_names_only_what_takes_them(tmp_path):
+    path = pretrained(tmp_path, replace(ENCODER, in_channels=3))
+    convert(ConvertRequest(path, tmp_path / "hub", hub=True))
+    text = (tmp_path / "hub" / CARD).read_text()
+    assert "3 channels, [B 3 Z Y X], axes" in text
+    assert "nnssl_plan -d DATASET" in text
+    assert not re.search("nnssl_embed|load_encoder|features of scans", text)
+
+
+def test_the_card_of_a_2d_encoder_shows_maps_of_slices(tmp_path):
+    path = pretrained(tmp_path, replace(ENCODER, spatial_dims=2))
+    text = card(checkpoint.load(path))
+    assert "five maps [Z C Y X], of" in text
+    assert "One channel, [B 1 Y X], axial slices" in text
+
+
+def test_what_a_header_leaves_out_of_its_encoder_is_the_default(tmp_path):
+    content = checkpoint.read(pretrained(tmp_path))
+    del content["header"]["encoder"]["spatial_dims"]
+    checkpoint.write(tmp_path / "short.pth", content)
+    convert(ConvertRequest(tmp_path / "short.pth", tmp_path / "hub", hub=True))
+    assert "| encoder | Swin, 3D, " in (tmp_path / "hub" / CARD).read_text()
 
 
 @pytest.mark.parametrize(
@@ -206,6 +238,21 @@ def test_damage_is_noticed(tmp_path):
         checkpoint.load(path)
 
 
+def test_a_flipped_bit_of_a_weight_is_noticed_by_the_configuration(tmp_path):
+    convert(ConvertRequest(pretrained(tmp_path), tmp_path / "hub", hub=True))
+    path = tmp_path / "hub" / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1  # of the last weight's fraction
+    path.write_bytes(content)
+    with pytest.raises(checkpoint.CheckpointError, match=r"damaged or changed: its sha256 is not"):
+        checkpoint.load(tmp_path / "hub")
+    for said in ("{}", "[]", "{"):  # of another program
+        (tmp_path / "hub" / CONFIG).write_text(said)
+        assert checkpoint.load(tmp_path / "hub").method == "smit"
+    (tmp_path / "hub" / CONFIG).unlink()
+    assert checkpoint.load(tmp_path / "hub").method == "smit"
+
+
 def with_header_of(path, length, padded):
     """Write a file of safetensors to `padded`, its header filled with spaces to `length` bytes."""
     whole = path.read_bytes()
@@ -227,10 +274,10 @@ def test_any_length_of_the_header_is_read(call, tmp_path, low):
 
 
 def test_safetensors_of_others_are_no_checkpoint_until_converted(tmp_path):
-    path = tmp_path / "theirs.safetensors"
+    path = tmp_path / "of others.safetensors"
     save_file({"a": torch.zeros(2)}, path)
     with pytest.raises(
-        checkpoint.CheckpointError, match="to convert third-party weights, type: nnssl_convert"
+        checkpoint.CheckpointError, match=f"third-party weights, type: nnssl_convert '{path}' -o"
     ):
         checkpoint.load(path)
 

@@ -6,6 +6,7 @@ import base64
 import html
 import io
 import json
+import math
 import re
 import shutil
 import sys
@@ -21,7 +22,7 @@ from synthetic_scans import ct_array, write_volume
 from nnssl import checkpoint, cli, files
 from nnssl.data.plan import Plan, case_id
 from nnssl.data.prepare import PrepareRequest, prepare
-from nnssl.report import cost, left_out
+from nnssl.report import cost, left_out, pretraining_page
 from nnssl.report.collection import Collection
 from nnssl.report.from_folder import write_page
 from nnssl.report.thumbnails import BOX, Planes, bars, picture
@@ -282,6 +283,65 @@ def test_a_runs_page_shows_what_was_left_out_of_its_collection(
 def shifted_path(collection: Path) -> str:
     lines = files.read_json(collection / "report.json")["scans"]
     return next(line["path"] for line in lines if "shifted_1" in line["path"])
+
+
+def test_a_damaged_collection_costs_a_run_only_what_was_left_out(
+    pretraining, collection, tmp_path, nnunet_env
+):
+    folder = nnunet_env["nnUNet_preprocessed"] / "nnssl" / "unknown"
+    shutil.copytree(collection, folder)
+    run = tmp_path / "run"
+    shutil.copytree(pretraining, run)
+    for path in run.glob("*.pth"):
+        content = checkpoint.read(path)
+        content["header"]["plan"] |= {"name": "unknown", "fingerprint": "1"}
+        checkpoint.write(path, content)
+    (folder / "plan.json").write_text('{"format_version": 1}')
+    text = text_of(write_page(run))
+    assert "report.json or plan.json of the collection unknown cannot be read" in text
+    assert "smit: loss" in text
+    assert str(folder) not in text
+
+
+@pytest.mark.parametrize("content", ['{"a": 1}', "[]", "{"])
+def test_a_manifest_of_another_form_costs_a_run_only_the_devices(pretraining, tmp_path, content):
+    shutil.copytree(pretraining, tmp_path / "run")
+    (tmp_path / "run" / "manifest.json").write_text(content)
+    text = text_of(write_page(tmp_path / "run"))
+    assert "manifest.json cannot be read: devices, hours and energy are left out" in text
+    assert "hours of devices" not in text
+    assert "pauses do not count" in text
+
+
+@pytest.mark.parametrize("row", [{"total": 1.0}, {"step": "1", "samples_per_second": 1.0}])
+def test_a_row_of_the_log_without_a_step_is_named(tmp_path, row):
+    files.write_json_lines(tmp_path / "log.jsonl", [{"step": 1, "samples_per_second": 2.0}, row])
+    with pytest.raises(ValueError, match=r"log\.jsonl, row 2 is damaged: it needs step and"):
+        write_page(tmp_path)
+
+
+@pytest.mark.parametrize("content", ['{"scans": 3}', '{"scans": [{"path": "a"}]}', "[]"])
+def test_a_damaged_report_of_a_collection_is_named(tmp_path, content):
+    (tmp_path / "report.json").write_text(content)
+    with pytest.raises(ValueError, match=r"report\.json is damaged: its scans must be a list"):
+        write_page(tmp_path)
+
+
+def test_a_folder_to_write_to_gets_the_usual_name(pretraining, tmp_path):
+    assert write_page(pretraining, tmp_path) == tmp_path / "report.html"
+    assert "Step 6 of 6" in text_of(tmp_path / "report.html")
+
+
+def test_what_is_not_finite_is_left_out_of_averages_and_extremes():
+    smooth = pictures._smooth((1.0, math.nan, 0.5, math.inf, 0.4))
+    assert smooth == pytest.approx([1.0, 1.0, 0.9, 0.9, 0.8])
+    assert pictures._smooth((math.nan, 2.0, 3.0))[1:] == pytest.approx([2.0, 2.2])
+    rows = [{"step": i, "total": value} for i, value in enumerate([math.nan, 0.9, math.inf, 0.3])]
+    name, first, *extremes, last = pretraining_page._extremes(rows, "total")
+    assert (name, math.isnan(first), last) == ("total", True, 0.3)
+    assert extremes == [0.3, 3, 0.9, 1]
+    never = pretraining_page._extremes(rows[:1], "total")
+    assert never[2:6] == ["none", "", "none", ""]
 
 
 def test_views_are_kept_at_steps_spread_over_the_run(tmp_path):

@@ -20,7 +20,7 @@ from nnssl.checkpoint.card import publish
 from nnssl.checkpoint.describe import describe, describe_hu, to_json
 from nnssl.checkpoint.file import Checkpoint, halved, load, pack, read, write
 from nnssl.checkpoint.header import FORMAT_VERSION, KEYS, PREFIX
-from nnssl.checkpoint.plain import CheckpointError, read_plain, why_no_weights
+from nnssl.checkpoint.plain import CheckpointError, read_plain, why_inflated, why_no_weights
 from nnssl.checkpoint.transfer import (
     Transfer,
     TransferError,
@@ -49,6 +49,7 @@ __all__ = [
     "to_json",
     "transfer",
     "transfer_decoder",
+    "why_inflated",
     "why_no_weights",
     "write",
 ]

@@ -17,11 +17,11 @@ from pathlib import Path
 
 from nnssl import files, weights
 from nnssl.address import MODEL, public
+from nnssl.checkpoint.card_use import gives_features, input_section, use_section
 from nnssl.checkpoint.describe import (
     PROBE,
     UNKNOWN,
     adaptations,
-    by,
     decoder_row,
     describe_crop,
     describe_hu,
@@ -35,10 +35,9 @@ from nnssl.checkpoint.describe import (
 from nnssl.checkpoint.file import Checkpoint, load
 from nnssl.checkpoint.header import PREFIX
 from nnssl.checkpoint.plain import printable
-from nnssl.checkpoint.safe import STORED, write_safe
-from nnssl.hu import HUPolicy
+from nnssl.checkpoint.safe import CONFIG, LIBRARY, STORED, write_safe
 
-CONFIG, CARD = "config.json", weights.CARD
+CARD = weights.CARD
 HUB = "hf://OWNER/REPO"
 OF_THE_RUN = ("step", "epoch", "lr", "grad_norm", "data_wait", "rejected", "samples_per_second")
 CT, WITHOUT_LABELS = "ct", "self-supervised-learning"  # tags where they are true
@@ -78,7 +77,7 @@ def _whole_folder(folder: Path) -> Iterator[Path]:
 
 def _hub_config(loaded: Checkpoint, content: dict) -> dict:
     return {
-        "library_name": "nnssl-swin",
+        "library_name": LIBRARY,
         "model_type": "swin",
         "parameters": loaded.parameters(),
         "sha256": loaded.sha256,
@@ -92,21 +91,27 @@ def card(
     """The text of README.md. named: how a command names these weights; others as in `publish`."""
     header = loaded.header
     foreign = header.get("foreign", {})
-    licence = licence or foreign.get("licence") or UNKNOWN
+    licence = licence or _stated_licence(foreign)
     parts = [
         _front(licence, _tags(loaded)),
         f"# {_cell(header['method'])}: a pretrained Swin encoder{' for CT' if loaded.hu else ''}\n",
-        CONVERTED if foreign else PRETRAINED.format(_how(loaded)),
+        CONVERTED if foreign else _pretrained(loaded),
         _markdown_table(_card_rows(loaded, licence, about)),
         about,
-        "## Use\n\n" + _use(named, loaded.spacing is not None),
-        _input(header["plan"], header["encoder"]["spatial_dims"], loaded.hu),
+        use_section(named, loaded),
+        input_section(loaded),
         _figures(header),
         _adapted(foreign),
         "## Cite\n\n" + _bullets(loaded.citations or [UNKNOWN]),
         "\n## Not known\n\n" + _unknown(header, licence, about),
     ]
     return "\n".join(part for part in parts if part) + "\n"
+
+
+def _stated_licence(foreign: Mapping) -> str:
+    """Of the weights, as their source states it; UNKNOWN where it does not."""
+    licence = re.sub("^licence( of the weights)?: ", "", str(foreign.get("licence", UNKNOWN)))
+    return UNKNOWN if licence == "unstated" else licence
 
 
 def _card_rows(loaded: Checkpoint, licence: str, about: str | None) -> dict[str, str]:
@@ -129,7 +134,7 @@ def _card_rows(loaded: Checkpoint, licence: str, about: str | None) -> dict[str,
 
 def _encoder_summary(loaded: Checkpoint) -> str:
     header = loaded.header
-    dims, millions = header["encoder"]["spatial_dims"], loaded.parameters(PREFIX) / 1e6
+    dims, millions = loaded.encoder_config.spatial_dims, loaded.parameters(PREFIX) / 1e6
     preset = header.get("preset", f"preset {UNKNOWN}")
     return f"Swin, {dims}D, {millions:.2f} M parameters ({preset})"
 
@@ -158,44 +163,26 @@ def _tags(loaded: Checkpoint) -> list[str]:
 
 
 PRETRAINED = (
-    "An encoder for medical images, pretrained {}, for fine-tuning in nnU-Net and "
-    "for features of scans. For research; not a medical device.\n"
+    "An encoder for medical images, pretrained {}, for fine-tuning in nnU-Net{}. For research; "
+    "not a medical device.\n"
 )
 CONVERTED = (
     "An encoder for medical images from third-party weights, in the form of nnssl-swin. "
     "For research; not a medical device.\n"
 )
-USE = """With nnssl-swin and nnU-Net installed:
-
-```bash
-nnssl_inspect {named}                      # what is in it
-nnssl_embed -c {named} -i SCANS -o OUT{option}     # features of scans
-nnssl_plan -d DATASET -c {named}           # and on to nnUNetv2_train -tr SwinSSLTrainer
-```
-
-```python
-import nnssl
-
-encoder = nnssl.load_encoder("{named}"{argument}
-maps = encoder(encoder.preprocess("scan.nii.gz"))  # five maps [1 C Z Y X], of strides 2 to 32
-```
-"""
 
 
-def _use(named: str, has_spacing: bool) -> str:
-    """The commands, with the spacing that has to be given where the file has none."""
-    option, argument = " --spacing Z Y X", ", spacing=(z, y, x))  # mm"
-    if has_spacing:
-        option, argument = "", ")"
-    return USE.format(named=named, option=option, argument=argument)
+def _pretrained(loaded: Checkpoint) -> str:
+    features = " and for features of scans" if gives_features(loaded) else ""
+    return PRETRAINED.format(_how(loaded), features)
 
 
 def _front(licence: str, tags: Iterable[str]) -> str:
     """YAML, as the Hub reads it; a licence that is no short name is left to the table."""
-    is_short = re.fullmatch(r"[a-z0-9.-]{2,40}", licence) and licence != UNKNOWN
+    is_short = re.fullmatch(r"[a-z0-9.-]{2,40}", licence.lower()) and licence != UNKNOWN
     lines = "".join(f"\n- {tag}" for tag in tags)
     return (
-        f"---\nlibrary_name: nnssl-swin\nlicense: {licence if is_short else 'unknown'}\n"
+        f"---\nlibrary_name: nnssl-swin\nlicense: {licence.lower() if is_short else 'unknown'}\n"
         f"pipeline_tag: image-feature-extraction\ntags:{lines}\n---\n"
     )
 
@@ -206,38 +193,18 @@ def _named(folder: Path) -> str:
 
 
 def _pretraining_data(plan: Mapping, foreign: Mapping, about: str | None) -> str:
-    if foreign:
-        return f"{foreign.get('title', UNKNOWN)} (third-party weights, converted)"
+    theirs = f"{foreign.get('title', UNKNOWN)} (third-party weights, converted)"
     if about:
-        return f"{_scans(plan)}, see below"
+        return f"{theirs if foreign else _scans(plan)}, see below"
     licence = f"{UNKNOWN}, to be stated by the publisher"
+    if foreign:
+        return f"{theirs}; licence of the scans: {licence}"
     return f"{plan.get('name', UNKNOWN)}: {_scans(plan)}; their licence: {licence}"
 
 
 def _scans(plan: Mapping) -> str:
     cases = plan.get("cases")
     return UNKNOWN if cases is None else f"{cases} {unit_of(plan)}"
-
-
-def _input(plan: Mapping, dims: int, hu: HUPolicy | None) -> str:
-    spacing = (
-        f"resampled to {by(plan['spacing'])} mm" if plan["spacing"] else "at an unknown spacing"
-    )
-    axes = "[B 1 Z Y X]" if dims == 3 else "[B 1 Y X], axial slices"
-    return (
-        f"## Input\n\nOne channel, {axes}, axes (z, y, x) as nnU-Net reads them, {spacing}.\n"
-        + _intensities(hu)
-    )
-
-
-def _intensities(hu: HUPolicy | None) -> str:
-    if hu is None:
-        return "Not in HU: each scan minus its mean, divided by its standard deviation.\n"
-    knots = "".join(f"| {x:g} | {value:.4f} |\n" for x, value in hu.knots)
-    return (
-        "HU become input by this map, linear between its points and constant beyond:\n\n"
-        f"| HU | input |\n|---|---|\n{knots}"
-    )
 
 
 def _figures(header: Mapping) -> str:
@@ -285,7 +252,7 @@ def _unknown(header: Mapping, licence: str, about: str | None) -> str:
     plan = header["plan"]
     facts = {
         "the licence of the weights": licence != UNKNOWN,
-        "the licence of the scans, and whose they are": header.get("foreign") or about,
+        "the licence of the scans, and whose they are": bool(about),
         "the number of scans": plan.get("cases") is not None,
         "the spacing of the pretraining": plan["spacing"],
         "its performance after fine-tuning on your data": False,

@@ -15,7 +15,7 @@ from nnssl import address, files, weights
 from nnssl.checkpoint.decoder_header import DECODER, without_heads
 from nnssl.checkpoint.header import FORMAT_VERSION, PREFIX, problem
 from nnssl.checkpoint.plain import CheckpointError, read_plain
-from nnssl.checkpoint.safe import SAFE, is_safe, read_safe, write_safe
+from nnssl.checkpoint.safe import SAFE, is_safe, read_safe, require_hash_of_config, write_safe
 from nnssl.encoder.config import SwinConfig
 from nnssl.encoder.swin import Swin
 from nnssl.hu import HUPolicy
@@ -184,6 +184,7 @@ def _checked(path: Path) -> dict:
     """The content as the file holds it; raises CheckpointError."""
     if is_safe(path):
         content = _without_problem(read_safe(path), path)
+        require_hash_of_config(path)
         return content | {"nnssl_adaptation_plan": _adaptation_plan(content["header"])}
     return _without_problem(read_plain(path), path)
 

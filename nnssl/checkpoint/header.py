@@ -20,7 +20,7 @@ from nnssl.checkpoint.header_values import (
     require_valid,
     unlike,
 )
-from nnssl.checkpoint.plain import printable, why_no_weights
+from nnssl.checkpoint.plain import printable, why_inflated, why_no_weights
 from nnssl.encoder.config import SwinConfig
 from nnssl.encoder.swin import Swin
 from nnssl.hu import HUPolicy
@@ -125,6 +125,8 @@ def _misfit(content: dict) -> str | None:
 
 
 def _unusable(weights: Mapping[str, Tensor]) -> str | None:
+    if why := why_inflated(weights.values()):
+        return f"holds tensors that {why}; nnssl never writes that"
     for name, tensor in weights.items():
         if why := why_no_weights(tensor):
             return f"holds {name}, which {why}; nnssl never writes that"

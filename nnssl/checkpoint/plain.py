@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal, cast, get_args
 
@@ -11,7 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+SCRIPT = "constants.pkl"  # a record that only TorchScript has
 MAGIC = b"PK\x03\x04"  # by which PyTorch's reader knows its archives
+MOST_TIED = 2  # names of one tensor, such as of a network that uses a layer twice
 GLOBAL = re.compile(r"GLOBAL ([\w.]+)")  # how it names a class or function that it refuses
 
 
@@ -56,9 +59,27 @@ def why_no_weights(tensor: object) -> str | None:
             f"is a {tensor.device.type} tensor of {tensor.dtype}, {tensor.layout}; weights are "
             "dense floating numbers"
         )
-    if tensor.nbytes > tensor.untyped_storage().nbytes():  # a stride of 0
+    if not _is_held(tensor):
         return f"claims {tensor.numel()} numbers, of which the file holds fewer"
     return None if torch.isfinite(tensor.float()).all() else "holds NaN or infinite values"
+
+
+def why_inflated(tensors: Iterable[object]) -> str | None:
+    """Why tensors would take much more memory than what holds them; None where they do not.
+
+    Many tensors may share one storage. In half precision each would become a copy of its own.
+    """
+    dense = [each for each in tensors if isinstance(each, Tensor) and _is_held(each)]
+    held = {each.untyped_storage().data_ptr(): each.untyped_storage().nbytes() for each in dense}
+    claimed, stored = sum(each.nbytes for each in dense), sum(held.values())
+    if claimed <= MOST_TIED * stored:
+        return None
+    return f"claim {claimed} bytes together, of which the file holds {stored}"
+
+
+def _is_held(tensor: Tensor) -> bool:
+    """Whether the file holds all numbers of a dense one; with a stride of 0 it need not."""
+    return _is_dense_floating(tensor) and tensor.nbytes <= tensor.untyped_storage().nbytes()
 
 
 def _is_dense_floating(tensor: Tensor) -> bool:
@@ -81,6 +102,12 @@ def _check_archive(path: Path) -> None:
     if not _is_archive(path):
         return  # PyTorch before 1.6, or no file of it: its reader will tell
     is_torch, damaged = _tested(path)
+    if is_torch is None:
+        raise CheckpointError(
+            f"{path} cannot be read as a checkpoint: it is a TorchScript archive (torch.jit.save), "
+            "which holds code that would have to be executed. Ask its author for a file of tensors "
+            "only: torch.save(model.state_dict(), FILE)"
+        )
     if not is_torch:
         raise CheckpointError(
             f"{path} cannot be read as a checkpoint: PyTorch did not write it: its records are "
@@ -98,10 +125,14 @@ def _is_archive(path: Path) -> bool:
         return file.read(len(MAGIC)) == MAGIC
 
 
-def _tested(path: Path) -> tuple[bool, str | None]:
-    """Whether PyTorch wrote the archive, and the first of its records that is damaged."""
+def _tested(path: Path) -> tuple[bool | None, str | None]:
+    """Whether torch.save wrote the archive, None if torch.jit.save did; and the first of its
+    records that is damaged.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
+            if any(name.endswith(f"/{SCRIPT}") for name in archive.namelist()):
+                return None, None
             is_torch = _is_torch(archive, path.stat().st_size)
             return is_torch, archive.testzip() if is_torch else None
     except Exception as error:  # as above

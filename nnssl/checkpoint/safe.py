@@ -9,14 +9,17 @@ header and is not stored.
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 from torch import Tensor
 
 from nnssl import files
+from nnssl.address import MODEL
 from nnssl.checkpoint.plain import CheckpointError
 
 SAFE = ".safetensors"
+CONFIG, LIBRARY = "config.json", "nnssl-swin"
 ENTRY = "nnssl"  # of the metadata
 STORED = ("format_version", "header", "citations")
 
@@ -32,6 +35,32 @@ def is_safe(path: Path) -> bool:
         head = file.read(9)
     length = int.from_bytes(head[:8], "little")
     return head[8:] == b"{" and length <= path.stat().st_size - 8
+
+
+def require_hash_of_config(path: Path) -> None:
+    """Raises CheckpointError where a folder's config.json was written with other weights.
+
+    The format has no checksum: a flipped bit would be a wrong weight.
+    """
+    config = path.parent / CONFIG
+    if path.name != MODEL or not files.is_file(config):
+        return
+    recorded = _recorded_hash(config)
+    if recorded is not None and recorded != files.sha256(path):
+        raise CheckpointError(
+            f"{path} is damaged or changed: its sha256 is not the one in {config}. Copy the folder "
+            f"again from its source; if you changed the weights, remove {CONFIG}"
+        )
+
+
+def _recorded_hash(config: Path) -> object:
+    """None where config.json is not one of ours, or cannot be read."""
+    try:
+        said: object = files.read_json(config)
+    except (OSError, ValueError):
+        return None
+    is_ours = isinstance(said, dict) and said.get("library_name") == LIBRARY
+    return said.get("sha256") if is_ours else None
 
 
 def write_safe(path: Path, content: dict) -> None:
@@ -75,7 +104,7 @@ def _ours(entry: object, path: Path) -> dict:
         return entry
     raise CheckpointError(
         f"{path} is a safetensors file, but not one of nnssl_convert --hub; to convert "
-        f"third-party weights, type: nnssl_convert {path} -o CHECKPOINT"
+        f"third-party weights, type: nnssl_convert {shlex.quote(str(path))} -o CHECKPOINT"
     )
 
 

@@ -7,6 +7,7 @@ as it is, and is an equality that a test states.
 from __future__ import annotations
 
 import re
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -26,6 +27,7 @@ FIRST_BLOCKS = [f"layers{stage}.0.blocks.0." for stage in range(1, 5)]
 # the corners of a cell that merging "all" joins, in their order, with the first axis first
 CHUNKS = {
     "monai": corners((2, 2, 2)),
+    "v2": list(product((0, 1), repeat=3)),  # MONAI's PatchMergingV2
     "smit": [
         (0, 0, 0),
         (1, 0, 0),

@@ -10,6 +10,8 @@ everything else is pushed into the weights (`adapt`).
 
 from __future__ import annotations
 
+import math
+import shlex
 import time
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -20,6 +22,7 @@ from torch import Tensor
 
 import nnssl
 from nnssl import address, checkpoint, files
+from nnssl.checkpoint.describe import by
 from nnssl.convert import adapt, adaptation, layouts, sources
 from nnssl.convert.inflation import in_3d, is_flat
 from nnssl.convert.layouts import LayoutMatch
@@ -81,17 +84,27 @@ def _check_output(request: ConvertRequest) -> None:
         raise ForeignError(f"{request.output} already exists; choose another -o, or remove it")
     if (request.licence or request.about) and not request.hub:
         raise ForeignError("--licence and --about are for the card of a folder: add --hub")
+    if request.hu and request.no_hu:
+        raise ForeignError("--hu and --no-hu contradict each other; leave out one of them")
+    _require_finite("--hu", request.hu)
+    _require_finite("--spacing", request.spacing)
+
+
+def _require_finite(flag: str, numbers: tuple[float, ...] | None) -> None:
+    if not all(map(math.isfinite, numbers or ())):
+        raise ForeignError(f"{flag} takes finite numbers; got {by(numbers or ())}")
 
 
 def _report(request: ConvertRequest) -> str:
     """What was written, and how to use it."""
     description = checkpoint.describe(checkpoint.load(request.output))
+    output = shlex.quote(str(request.output))
     if not request.hub:
-        return f"{description}\nUse it: nnssl_plan -d DATASET -c {request.output}"
+        return f"{description}\nUse it: nnssl_plan -d DATASET -c {output}"
     return (
         f"{description}\n"
         "Read README.md, and config.json, which names your collection, before others do:\n"
-        f"  hf upload OWNER/REPO {request.output}\nUse it: nnssl_plan -d DATASET -c hf://OWNER/REPO"
+        f"  hf upload OWNER/REPO {output}\nUse it: nnssl_plan -d DATASET -c hf://OWNER/REPO"
     )
 
 
@@ -131,8 +144,8 @@ def _require_another_form(request: ConvertRequest) -> None:
     if same and not request.hub:
         raise ForeignError(
             f"{request.file} is a checkpoint of this package already; use it: nnssl_plan -d "
-            f"DATASET -c {request.file}, write it as a folder for Hugging Face (--hub -o FOLDER), "
-            "or at half the size (--half)"
+            f"DATASET -c {shlex.quote(str(request.file))}, write it as a folder for Hugging Face "
+            "(--hub -o FOLDER), or at half the size (--half)"
         )
 
 
@@ -191,18 +204,21 @@ def _source(found: LayoutMatch, names: list[str], request: ConvertRequest) -> So
         source = sources.source_by_name(request.source, layout)
     else:
         source = sources.identify_source(layout, names)
-    source = replace(
-        source,
-        axes=request.axes or source.axes,
-        merging=request.merging or source.merging,
-    )
+    source = replace(_merged_as_said(source, request), axes=request.axes or source.axes)
     if source.merging is None:
         raise ForeignError(
             "--merging is unknown: MONAI 1.5 changed which tokens a merge joins, and the file "
-            "does not record the version. Give --merging legacy (before 1.5) or --merging all "
-            "(1.5 and later)"
+            "does not record the version. Give --merging legacy (before 1.5), --merging all "
+            '(1.5 and later), or --merging v2 (downsample="mergingv2" of any version)'
         )
     return source
+
+
+def _merged_as_said(source: Source, request: ConvertRequest) -> Source:
+    """With the merging of the request: "v2" is "all" with the corners in another order."""
+    if request.merging == "v2":
+        return replace(source, merging="all", chunks="v2")
+    return replace(source, merging=request.merging or source.merging)
 
 
 def _ours_by_name(
@@ -211,7 +227,7 @@ def _ours_by_name(
     """The encoder's tensors in our names, in single precision, and how many were left out for which
     reason.
     """
-    weights, buffers, left_out = {}, {}, Counter()
+    weights, names, buffers, left_out = {}, {}, {}, Counter()
     for name, tensor in tensors.items():
         ours = found.our_name(name)
         if ours is None:
@@ -220,7 +236,11 @@ def _ours_by_name(
             buffers[ours] = tensor
             left_out[reason] += 1
         else:
-            weights[ours] = _readable(name, tensor)
+            weights[ours] = tensor
+            names[ours] = name
+    if why := checkpoint.why_inflated(weights.values()):
+        raise ForeignError(f"the encoder's tensors {why}; nothing was written")
+    weights = {ours: _readable(names[ours], tensor) for ours, tensor in weights.items()}
     require_usual_indices(weights, buffers)
     return weights, dict(left_out)
 

@@ -87,8 +87,9 @@ LEFT_OUT = (  # what else lies beside an encoder's tensors, in our names
     ),
 )
 
+SCALE = "logit_scale"
 OTHERS = {  # of what else a file may be, by a part of its names
-    "logit_scale": "a Swin V2 (cosine attention), which our encoder does not compute",
+    SCALE: "a Swin V2 (cosine attention), which our encoder does not compute",
     "pos_embed": "a plain ViT, or an encoder with absolute positions",
     "encoder.stages.": "a convolutional encoder such as nnU-Net's",
     "embeddings.patch_embeddings.": (
@@ -135,6 +136,12 @@ def our_name(layout: Layout, name: str) -> str:
             numbers = {"a": a, "b": a + 1, "c": 2 * a + 1, "d": 2 * a + 2}
             name = re.sub(pattern.format(**numbers), ours.format(**numbers), name, count=1)
     return name
+
+
+def is_v2(match: LayoutMatch, names: Iterable[str]) -> bool:
+    """Whether a found encoder is a Swin V2, which has the names of a Swin and some more."""
+    ours = (match.our_name(name) or "" for name in names)
+    return any(name.startswith("layers") and name.endswith(f".attn.{SCALE}") for name in ours)
 
 
 def reason_to_leave_out(name: str) -> str | None:

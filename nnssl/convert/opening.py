@@ -14,10 +14,20 @@ from torch import Tensor
 from nnssl.checkpoint import KEYS, CheckpointError, read_plain
 from nnssl.checkpoint.safe import is_safe, names_ours, read_safe
 from nnssl.convert import adapt
-from nnssl.convert.layouts import INDEX, LAYOUTS, LayoutMatch, find_encoders, guess
+from nnssl.convert.layouts import (
+    INDEX,
+    LAYOUTS,
+    OTHERS,
+    SCALE,
+    LayoutMatch,
+    find_encoders,
+    guess,
+    is_v2,
+)
 from nnssl.encoder.windows import relative_index
 
 PASSED_OVER = "in dictionaries without an encoder"
+ROUNDING = 2**-8  # of numbers in bfloat16, relative
 DEEPEST = 5  # dictionaries within each other that are searched
 
 
@@ -139,6 +149,8 @@ def encoder_in(path: Path, names: list[str], prefix: str | None) -> LayoutMatch:
     meant = [each for each in found if prefix in (None, each.prefix)]
     if len(meant) != 1:
         raise _ambiguous(path, meant or found)
+    if is_v2(meant[0], names):
+        raise ForeignError(f"{path} holds {OTHERS[SCALE]}")
     return meant[0]
 
 
@@ -183,7 +195,10 @@ def _is_usual(index: Tensor, window: int, dims: int) -> bool:
     """The size comes first: the usual index of a window has edge ** (2 * dims) numbers."""
     if index.numel() != window ** (2 * dims) or not _is_stored_whole(index):
         return False
-    return torch.equal(index.flatten().long(), relative_index((window,) * dims, window, "exact"))
+    usual = relative_index((window,) * dims, window, "exact")
+    if index.is_floating_point():  # halved along with the weights, which rounds large numbers
+        return torch.allclose(index.flatten().double(), usual.double(), rtol=ROUNDING, atol=0)
+    return torch.equal(index.flatten().long(), usual)
 
 
 def _is_stored_whole(tensor: Tensor) -> bool:

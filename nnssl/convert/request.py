@@ -54,8 +54,9 @@ class ConvertRequest:
     )
     merging: str | None = option(
         None,
-        ("patch merging of MONAI before 1.5 (legacy), or since (all); default: by the source"),
-        choices=("legacy", "all"),
+        "patch merging of MONAI before 1.5 (legacy), or since (all), or its mergingv2 (v2); "
+        "default: by the source",
+        choices=("legacy", "all", "v2"),
     )
     dims: int | None = option(
         None,

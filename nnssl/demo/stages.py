@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+from nnssl import signals
 from nnssl.commands import Command, CommandError, child_environment, run_logged, tail
 from nnssl.demo.chain import ChainStage, Demo
 from nnssl.files import read_json, write_json
@@ -29,15 +30,21 @@ def run(demo: Demo) -> dict[str, float]:
     """Every stage that is not finished yet; returns the seconds of each.
 
     Raises DemoError, with the end of the log, when a command fails, and for a folder that is not
-    the demo's.
+    the demo's; Interrupted on a signal, when the running command has ended.
     """
-    finished = open_folder(demo)
-    _print_variables(demo)
-    stages = demo.stages()
-    for number, stage in enumerate(stages, start=1):
-        print(f"\n[{number}/{len(stages)}] {stage.title}", flush=True)
-        _finish(stage, demo, finished)
+    with signals.handled(_interrupt):
+        finished = open_folder(demo)
+        _print_variables(demo)
+        stages = demo.stages()
+        for number, stage in enumerate(stages, start=1):
+            print(f"\n[{number}/{len(stages)}] {stage.title}", flush=True)
+            _finish(stage, demo, finished)
     return finished
+
+
+def _interrupt(*_: object) -> None:
+    # A command runs in its own session and would write on, into folders that the next demo clears.
+    raise signals.Interrupted("stopped; the same nnssl_demo command continues from there")
 
 
 def _finish(stage: ChainStage, demo: Demo, finished: dict[str, float]) -> None:

@@ -98,9 +98,9 @@ def _misleading(folder: Path) -> Iterator[Finding]:
 def _misled_by(folder: Path) -> Iterator[str]:
     """Why the variable must not name a folder; nothing where it may."""
     names = f"{trainer_path.VARIABLE} names {folder}, which"
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # noqa: PTH112 - False where this user may not look
         yield f"{names} is not a folder: nnU-Net skips it silently"
-    if (folder / SETUP).is_file():
+    if files.is_file(folder / SETUP):
         says = f"{names} holds {SETUP}: nnU-Net imports every Python file below it"
         yield f"{says}.\nName the folder of the trainers, not the repository"
 
@@ -123,7 +123,9 @@ def checkpoints() -> list[Finding]:
 
 def _named_by_plans() -> Iterator[Finding]:
     top = os.environ.get(PREPROCESSED)
-    for path in sorted(Path(top).glob("Dataset*/*.json")) if top else []:
+    if not top or not os.access(top, os.R_OK | os.X_OK):  # `folders` says so
+        return
+    for path in sorted(Path(top).glob("Dataset*/*.json")):
         if path.name not in NOT_PLANS:
             yield from _of_plans(path)
 
@@ -172,6 +174,8 @@ def _starts_from(path: Path, plans: dict) -> str:
     """
     Recipe.of(plans)
     info = plans.get(INFO, {})
+    if not isinstance(info, dict):
+        raise TypeError(f"{INFO} is not a mapping but {info!r:.100}")
     named = info.get("checkpoint_path")
     if not named:
         return "no checkpoint, for -tr SwinScratchTrainer"

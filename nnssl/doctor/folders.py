@@ -23,11 +23,24 @@ def _folder(variable: str, written: bool = True) -> Finding:
     if not os.environ.get(variable):
         return wrong(f"{variable} is not set", export)
     path = Path(os.environ[variable])
+    if _is_hidden(path):
+        return wrong(f"{variable}: {path} is below a folder that you may not enter", export)
     if not path.exists():
         return wrong(f"{variable}: folder {path} does not exist", f"mkdir -p {_quoted(path)}")
     if not path.is_dir():
         return wrong(f"{variable}: {path} is not a folder", export)
     return _access(f"{variable}: {path}", path, written)
+
+
+def _is_hidden(path: Path) -> bool:
+    """Whether this user may not even see if it exists."""
+    try:
+        path.stat()
+    except PermissionError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def _access(says: str, path: Path, written: bool) -> Finding:

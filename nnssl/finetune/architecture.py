@@ -131,7 +131,8 @@ def are_plans(content: object) -> TypeGuard[dict]:
 
 def is_ours(configuration: dict) -> bool:
     """Whether a (resolved) configuration of the plans names our network."""
-    return configuration.get("architecture", {}).get("network_class_name") == NETWORK_CLASS
+    entry = configuration.get("architecture")
+    return isinstance(entry, dict) and entry.get("network_class_name") == NETWORK_CLASS
 
 
 def is_ct(plans: dict) -> bool:

@@ -12,6 +12,7 @@ watch a network that starts again:
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Mapping
 
@@ -127,8 +128,8 @@ def _require_our_network(file: str, saved: Mapping) -> None:
     if PRETRAINING in saved:
         raise PretrainedWeightsError(
             f"{file} is the checkpoint of a pretraining, not of a labelled training: leave out "
-            f"-pretrained_weights and create plans that name it: nnssl_plan -d DATASET -c {file} "
-            "--name NAME, and train with -p NAME"
+            f"-pretrained_weights and create plans that name it: nnssl_plan -d DATASET -c "
+            f"{shlex.quote(file)} --name NAME, and train with -p NAME"
         )
     if not any(name.startswith("encoder.patch_embed.") for name in saved["network_weights"]):
         trainer = saved.get("trainer_name", "its trainer")
@@ -136,7 +137,7 @@ def _require_our_network(file: str, saved: Mapping) -> None:
         raise PretrainedWeightsError(
             f"{file} holds a network of another package; start from it with its own trainer and "
             f"plans: nnUNetv2_train DATASET CONFIGURATION FOLD -tr {trainer} -p {plans} "
-            f"-pretrained_weights {file}"
+            f"-pretrained_weights {shlex.quote(file)}"
         )
 
 
@@ -168,7 +169,9 @@ def _replan(saved: Mapping, file: str) -> str:
     """The line that makes plans with encoder and decoder of the file's network."""
     plans = _plans(saved)
     checkpoint = plans.get(INFO, {}).get("checkpoint_path")
-    start = f"-c {checkpoint}" if checkpoint else f"-a PRESET_OF_{file.rsplit('/', 1)[-1]}"
+    start = f"-a PRESET_OF_{file.rsplit('/', 1)[-1]}"
+    if checkpoint:
+        start = f"-c {shlex.quote(checkpoint)}"
     return f"nnssl_plan -d DATASET {start}{_decoder_option(plans)} --name NAME"
 
 
@@ -180,7 +183,8 @@ def _decoder_option(plans: dict) -> str:
 
 def _decoders(plans: dict) -> set[str]:
     """The names of those in the configurations of the plans."""
-    entries = [entry.get("architecture", {}) for entry in plans.get("configurations", {}).values()]
+    configurations = plans.get("configurations", {}).values()
+    entries = [one.get("architecture") or {} for one in configurations]
     arguments = [entry.get("arch_kwargs", {}) for entry in entries]
     named = [own["decoder"] for own in arguments if "decoder" in own]
     return {options["name"] if isinstance(options, dict) else options for options in named}

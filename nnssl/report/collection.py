@@ -17,6 +17,7 @@ from nnssl.report import left_out
 from nnssl.report.charts import STEP
 
 REPORT = "report.json"
+NEEDED = {"path", "series", "kept", "reason", "shape", "orientation", "note"}  # of a line
 
 
 def _failure_reason(case: Case, path: Path) -> str:
@@ -26,6 +27,22 @@ def _failure_reason(case: Case, path: Path) -> str:
     except (OSError, ValueError, KeyError, TypeError):
         return "its note cannot be read"
     return left_out.reason({"path": case.source, "reason": reason})
+
+
+def _lines_of(path: Path) -> list[dict]:
+    """Of report.json. Raises ValueError where it has none."""
+    content: object = files.read_json(path)
+    lines = content.get("scans") if isinstance(content, dict) else None
+    if isinstance(lines, list) and all(map(_is_line, lines)):
+        return lines
+    raise ValueError(
+        f"{path} is damaged: its scans must be a list with {', '.join(sorted(NEEDED))} of each. "
+        "The same nnssl_pretrain -i with --only-prepare writes it again"
+    )
+
+
+def _is_line(value: object) -> bool:
+    return isinstance(value, dict) and value.keys() >= NEEDED
 
 
 @dataclass(frozen=True)
@@ -38,7 +55,8 @@ class Collection:
 
     @classmethod
     def read(cls, folder: Path) -> Collection:
-        lines = files.read_json(folder / REPORT)["scans"]
+        """Raises ValueError for a report or a plan that is damaged."""
+        lines = _lines_of(folder / REPORT)
         path = folder / PLAN
         return cls(folder, lines, Plan.load(path) if path.exists() else None)
 

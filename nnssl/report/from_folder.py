@@ -15,12 +15,14 @@ SCANS = 60  # thumbnails
 def write_page(folder: Path | str, path: Path | str | None = None, scans: int = SCANS) -> Path:
     """Write the page of `folder` and return its path, `report.html` in the folder by default.
 
+    path:  a file, or a folder that exists, for `report.html` in it.
     scans: how many of a collection get a thumbnail. Raises FileNotFoundError for a folder that is
     not there, ValueError for one that is neither a pretraining's nor a collection's.
     """
     folder = Path(folder)
     _check_arguments(folder, scans)
-    path = Path(path) if path else folder / PAGE
+    path = Path(path) if path else folder
+    path = path / PAGE if path.is_dir() else path
     html = _render(folder, scans)
     with files.atomic(path) as temporary:
         temporary.write_text(html, encoding="utf-8")

@@ -12,8 +12,12 @@ from nnssl.data.plan import PLAN
 from nnssl.report import collection, cost
 from nnssl.report.collection import Collection
 from nnssl.train.log import LOG, duration
+from nnssl.train.manifest import is_manifest
+from nnssl.train.pictures import is_finite
 from nnssl.train.run import FINAL, LATEST
 from nnssl.types import MANIFEST, PREPROCESSED
+
+PLACED = ("step", "samples_per_second")  # of each row of the log
 
 
 @dataclass(frozen=True)
@@ -22,20 +26,18 @@ class Pretraining:
 
     rows:      of its log.
     headers:   of its final and its latest checkpoint, of those that are there, by the file's name.
-    manifest:  {} where it is not there.
+    sittings:  of its manifest; [] where a version wrote none, None where it cannot be read.
     """
 
     folder: Path
     rows: list[dict]
     headers: dict[str, dict]
-    manifest: dict
+    sittings: list[dict] | None
 
     @classmethod
     def read(cls, folder: Path) -> Pretraining:
-        rows = files.read_json_lines(folder / LOG)
-        path = folder / MANIFEST
-        manifest = files.read_json(path) if path.is_file() else {}
-        return cls(folder, rows, _headers(folder), manifest)
+        """Raises ValueError for a damaged log or checkpoint."""
+        return cls(folder, _rows(folder / LOG), _headers(folder), _sittings_in(folder / MANIFEST))
 
     @cached_property
     def header(self) -> dict:
@@ -66,18 +68,45 @@ class Pretraining:
         """Whether there is a final checkpoint, and none is later."""
         return FINAL in self.headers and _step(self.headers[FINAL]) == _step(self.header)
 
-    def collection(self) -> Collection | None:
-        """The scans it was trained on, where they are still below $nnUNet_preprocessed."""
+    def collection(self) -> tuple[Collection | None, list[str]]:
+        """The scans it was trained on, where they are still below $nnUNet_preprocessed; and a
+        warning where they cannot be read.
+        """
         plan = self.header.get("plan", {})
         folder = _preprocessed(plan.get("name"))
-        found = Collection.read(folder) if folder else None
-        if found is None or found.plan is None:
-            return None
-        return found if found.plan.fingerprint == plan["fingerprint"] else None
+        try:
+            found = Collection.read(folder) if folder else None
+        except (OSError, ValueError):  # its text names folders, which stay out of the page
+            files_of = f"{collection.REPORT} or {PLAN} of the collection {plan['name']}"
+            return None, [f"{files_of} cannot be read: the scans left out are not shown"]
+        if found is None or found.plan is None or found.plan.fingerprint != plan["fingerprint"]:
+            return None, []
+        return found, []
 
 
 def _step(header: dict) -> int:
     return header.get("step", 0)
+
+
+def _rows(path: Path) -> list[dict]:
+    """Of the log. Raises ValueError where one lacks what places it in the training."""
+    rows = files.read_json_lines(path)
+    for number, row in enumerate(rows, start=1):
+        if not all(is_finite(row.get(name)) for name in PLACED):
+            raise ValueError(
+                f"{path}, row {number} is damaged: it needs {' and '.join(PLACED)} as numbers. "
+                "Restore an older copy of the file, or delete that line"
+            )
+    return rows
+
+
+def _sittings_in(path: Path) -> list[dict] | None:
+    """Of a manifest; [] where there is none, None where it is not one of ours."""
+    try:
+        content = files.read_json(path) if path.is_file() else {"sittings": []}
+    except (OSError, ValueError):
+        return None
+    return content["sittings"] if is_manifest(content) else None
 
 
 def _headers(folder: Path) -> dict[str, dict]:

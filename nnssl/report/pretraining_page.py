@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 
-from nnssl.checkpoint.describe import PROBE, by
+from nnssl.checkpoint.describe import PROBE, UNKNOWN, by
 from nnssl.report import collection_page, cost
 from nnssl.report.charts import PANEL
 from nnssl.report.collection import Collection
@@ -15,19 +15,21 @@ from nnssl.report.pretraining_folder import Pretraining
 from nnssl.study.report import drawing
 from nnssl.study.report.page import Section, Tile, Tiles, page
 from nnssl.study.report.tables import Cell, Table
-from nnssl.train import pictures
+from nnssl.train import manifest, pictures
+from nnssl.types import MANIFEST
 
 POINTS = 600  # of a line
 SHOWN_LEFT_OUT = 12
+NO_VALUE = ("none", "")  # and its step
 WAITING = 0.1  # of the time: a larger fraction is reported
 
 
 def render_pretraining(folder: Path) -> str:
     run = Pretraining.read(folder)
-    scans = run.collection()
+    scans, why_not = run.collection()
     views = Section("Views", [], [], _VIEWS, [_views(run)])
     sections = [*_curves(run), views, *_time(run), *_left_out_sections(scans)]
-    title, warnings = f"Pretraining {run.name}", list(_look_at(run, scans))
+    title, warnings = f"Pretraining {run.name}", [*_look_at(run, scans), *why_not]
     return page(title, _training_lead(run), warnings, sections, _settings_listing(run), "Look at")
 
 
@@ -72,6 +74,8 @@ def _progress(run: Pretraining) -> str:
 def _look_at(run: Pretraining, scans: Collection | None) -> Iterator[str]:
     """What a user should know of it."""
     yield from (f"step {row['step']}: {row['alarm']}" for row in run.rows if row.get("alarm"))
+    if run.sittings is None:
+        yield f"{MANIFEST} cannot be read: devices, hours and energy are left out"
     if not run.is_finished:
         yield "not finished: still running, or stopped (the same command with --c continues it)"
     yield from _waiting_note(run)
@@ -143,8 +147,13 @@ def _course(run: Pretraining, keys: list[str], title: str) -> Table:
 def _extremes(rows: list[dict], key: str) -> list[Cell]:
     """First, lowest with its step, highest with its step, last."""
     course = [(row[key], row["step"]) for row in rows if key in row]
-    lowest, highest = min(course), max(course, key=lambda pair: pair[0])
+    finite = [pair for pair in course if pictures.is_finite(pair[0])]
+    lowest, highest = min(finite, default=NO_VALUE), max(finite, key=_first_of, default=NO_VALUE)
     return [key, course[0][0], *lowest, *highest, course[-1][0]]
+
+
+def _first_of(pair: tuple[float, int]) -> float:
+    return pair[0]
 
 
 def _views(run: Pretraining) -> Tiles:
@@ -169,7 +178,7 @@ def _view(caption: str, when: str, path: Path) -> Tile:
 def _time(run: Pretraining) -> list[Section]:
     if not run.rows or not run.header:
         return []
-    rows = [*_training_time(run), *_devices(run.manifest), *_fraction_of_peak(run)]
+    rows = [*_training_time(run), *_devices(run.sittings), *_fraction_of_peak(run)]
     table = Table("", "Time in numbers", "", ["what", "how much", "note"], rows)
     return [Section("Time", [table], [], "", [_speed(run)])]
 
@@ -182,11 +191,13 @@ def _speed(run: Pretraining) -> Tiles:
 
 def _training_time(run: Pretraining) -> list[list[Cell]]:
     speed, waited = cost.middle(run.rows, "samples_per_second"), cost.middle(run.rows, "data_wait")
-    return [
+    rows: list[list[Cell]] = [
         ["training", run.duration, "pauses do not count"],
         ["scans per second", f"{speed:.3g}", "median of the logged rows"],
-        ["waiting for crops", f"{waited:.1%}", "of the time; median"],
     ]
+    if waited is not None:
+        rows.append(["waiting for crops", f"{waited:.1%}", "of the time; median"])
+    return rows
 
 
 def _fraction_of_peak(run: Pretraining) -> list[list[Cell]]:
@@ -196,22 +207,24 @@ def _fraction_of_peak(run: Pretraining) -> list[list[Cell]]:
     return [["of the device's peak", f"{fraction:.0%}", "median; dense bf16, by its data sheet"]]
 
 
-def _devices(manifest: dict) -> list[list[Cell]]:
+def _devices(sittings: list[dict] | None) -> list[list[Cell]]:
     """What it ran on, for how long and with what energy."""
-    if not manifest:  # of a version that did not write one
+    if not sittings:
         return []
-    hours = f"{manifest['device_hours']:.3g}"
+    hours = f"{sum(each['device_hours'] for each in sittings):.3g}"
     return [
-        _device(manifest["sittings"][-1]["hardware"]),
+        *_device(sittings[-1].get("hardware")),
         ["hours of devices", hours, "with saving and pictures"],
-        *_energy(manifest["energy_wh"]),
+        *_energy(manifest.watt_hours(sittings)),
     ]
 
 
-def _device(hardware: dict) -> list[Cell]:
-    count = hardware["processes"]
-    many = f"{count} processes" if count > 1 else "one process"
-    return ["device", hardware.get("gpu") or hardware["processor"], many]
+def _device(hardware: object) -> list[list[Cell]]:
+    if not isinstance(hardware, dict):
+        return []
+    count = hardware.get("processes", 1)
+    many = "one process" if count == 1 else f"{count} processes"
+    return [["device", hardware.get("gpu") or hardware.get("processor", UNKNOWN), many]]
 
 
 def _energy(watt_hours: float | None) -> list[list[Cell]]:

@@ -4,6 +4,7 @@ checkpoint, or one for the weights of the run that it continues.
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
@@ -75,4 +76,5 @@ def _inflate(config: SwinConfig, earlier: Path | str) -> str:
     """What helps a 2D encoder into 3D."""
     if config.spatial_dims == 3:
         return ""
-    return f", or inflate this one: nnssl_convert {earlier} -o NAME.pth --dims 3, and --from that"
+    inflate = f"nnssl_convert {shlex.quote(str(earlier))} -o NAME.pth --dims 3"
+    return f", or inflate this one: {inflate}, and --from that"

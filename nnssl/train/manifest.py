@@ -54,7 +54,7 @@ class Manifest:
         if not self.run.step or not self.path.exists():
             return []
         with suppress(OSError, ValueError):
-            if _is_manifest(content := files.read_json(self.path)):
+            if is_manifest(content := files.read_json(self.path)):
                 return content["sittings"]
         self._warn(f"{self.path} is no manifest of ours; the sittings before this one are left out")
         return []
@@ -91,7 +91,8 @@ class Manifest:
         return round((now - self.joules) / JOULES, 3)
 
 
-def _is_manifest(content: object) -> TypeGuard[dict]:
+def is_manifest(content: object) -> TypeGuard[dict]:
+    """Whether the content of a JSON file is a manifest: all its sittings have hours."""
     sittings = content.get("sittings") if isinstance(content, dict) else None
     return isinstance(sittings, list) and all(map(_is_sitting, sittings))
 
@@ -121,12 +122,12 @@ def _whole(run: Run, sittings: list[dict]) -> dict:
         "step": run.step,
         "steps": run.config.steps,
         **{name: round(sum(each[name] for each in sittings), 5) for name in COUNTED},
-        "energy_wh": _energy(sittings),
+        "energy_wh": watt_hours(sittings),
         "sittings": sittings,
     }
 
 
-def _energy(sittings: list[dict]) -> float | None:
+def watt_hours(sittings: list[dict]) -> float | None:
     """What the GPUs of the first process's machine took; None where a sitting was not metered."""
     metered = [each["energy_wh"] for each in sittings if each.get("energy_wh") is not None]
     return round(sum(metered), 3) if len(metered) == len(sittings) else None

@@ -4,6 +4,7 @@ is drawn.
 
 from __future__ import annotations
 
+import math
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -138,11 +139,18 @@ def _show(axes: Axes, image: Tensor, limits: tuple[float, float]) -> None:
 
 
 def _smooth(values: tuple[float, ...]) -> list[float]:
-    smooth, out = values[0], []
+    """The moving average; what is not finite leaves it as it is."""
+    smooth, out = math.nan, []
     for value in values:
-        smooth = SMOOTHING * smooth + (1 - SMOOTHING) * value
+        if is_finite(value):
+            smooth = value if math.isnan(smooth) else SMOOTHING * smooth + (1 - SMOOTHING) * value
         out.append(smooth)
     return out
+
+
+def is_finite(value: object) -> bool:
+    """Whether it is a number, and finite."""
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def _figure(width: float, height: float) -> Figure:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -67,7 +68,7 @@ def _pretrain(
         run = build_run(options, plan, folder, device, earlier, from_scans, print_fn)
         train(run, print_fn)
     final = run.folder / FINAL
-    print_fn(f"finished: {final}\nlook at it with: nnssl_inspect {final}")
+    print_fn(f"finished: {final}\nlook at it with: nnssl_inspect {shlex.quote(str(final))}")
     return final
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict
@@ -25,10 +26,15 @@ def read_run(file: Path) -> dict:
     if "training_state" not in content:
         raise ValueError(
             f"{file} holds no training state (nor does {FINAL}), so no run can continue from it. "
-            f"Restore the file that the run wrote, or start from its encoder: --from {file} and "
-            "another -o FOLDER"
+            "Restore the file that the run wrote, or start from its encoder: --from "
+            f"{_typed(file)} and another -o FOLDER"
         )
     return content
+
+
+def _typed(file: Path) -> str:
+    """As a shell takes it."""
+    return shlex.quote(str(file))
 
 
 def require_same_run(
@@ -76,8 +82,9 @@ def load_weights(method: nn.Module, weights: dict, file: Path) -> None:
     except RuntimeError as error:
         raise ValueError(
             f"{file} cannot be continued: its weights do not match this version's method "
-            f"({str(error).splitlines()[-1].strip()}). Start from its encoder with --from {file} "
-            "and another -o FOLDER, or continue it with the version of nnssl that began it"
+            f"({str(error).splitlines()[-1].strip()}). Start from its encoder with --from "
+            f"{_typed(file)} and another -o FOLDER, or continue it with the version of nnssl that "
+            "began it"
         ) from error
 
 
