@@ -24,11 +24,23 @@ from synthetic_study import ARMS, TASKS, fine_tuning, finished, program, study
 
 from nnssl import files
 from nnssl.commands import run_logged
+from nnssl.study.design import splits
 from nnssl.study.design.description import Study
 from nnssl.study.design.splits import Split
-from nnssl.study.execution import collect, estimate, executor, job, jobs, orchestrate, runs, slurm
+from nnssl.study.execution import (
+    collect,
+    estimate,
+    executor,
+    job,
+    jobs,
+    orchestrate,
+    runs,
+    shell,
+    slurm,
+)
 from nnssl.study.execution import fine_tuning as fine_tuning_jobs
 from nnssl.study.execution.jobs import FineTuningJob, StudyError, Work
+from nnssl.types import PREPROCESSED
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -221,6 +233,60 @@ def test_a_summary_cut_short_does_not_count(tmp_path):
     assert job.validated(tmp_path)
     summary.write_text(summary.read_text()[:9])
     assert not job.validated(tmp_path)
+
+
+SPLIT = {"train": ["a"], "val": ["b"]}
+
+
+def ready_to_train(folder: Path, **changes) -> FineTuningJob:
+    """A run's job in `folder`; it is fold 5 of nnU-Net's splits_final.json."""
+    about = fine_tuning(**SPLIT | changes)
+    jobs.write_job(folder, about)
+    write_splits(about, [{"train": ["b"], "val": ["a"]}] * 5 + [SPLIT])
+    return about
+
+
+def write_splits(about: FineTuningJob, entries: list[dict]) -> None:
+    files.write_json(Path(os.environ[PREPROCESSED], about.dataset, splits.FILE), entries)
+
+
+def validate(about: FineTuningJob, *cases: str) -> None:
+    """What nnU-Net leaves of a training that was validated on `cases`."""
+    fold = about.training.folder
+    references = [{"reference_file": f"/x/{case}.nii.gz"} for case in cases]
+    files.write_json(fold / "validation" / "summary.json", {"metric_per_case": references})
+    files.write_json(fold.parent / "dataset.json", {"file_ending": ".nii.gz"})
+
+
+def test_a_run_trains_with_its_own_cases_or_not_at_all(nnunet_env, tmp_path, monkeypatch):
+    """nnU-Net draws some itself where splits_final.json has no such fold."""
+    about, trained = ready_to_train(tmp_path / "run"), []
+
+    def train(*_) -> None:
+        trained.append(1)
+        validate(about, "b")
+
+    monkeypatch.setattr(shell, "execute", train)
+    monkeypatch.setattr(job, "rows", lambda *_: [])
+    five = [{"train": ["b"], "val": ["a"]}] * 5
+    for others in (five, [*five, SPLIT | {"train": ["c"]}], [*five, SPLIT | {"val": ["c"]}]):
+        write_splits(about, others)
+        reason = job.run_job(tmp_path / "run")["reason"]
+        assert "entry 5 of" in reason
+        assert "no longer holds the cases of organs__smit__2__0" in reason
+    assert not trained
+    write_splits(about, [*five, SPLIT])
+    assert job.run_job(tmp_path / "run")["state"] == "done"
+    earlier = fine_tuning(fold=6)  # of a version that did not note the cases
+    jobs.write_job(tmp_path / "earlier", earlier)
+    monkeypatch.setattr(shell, "execute", lambda *_: validate(earlier, "x"))
+    assert job.run_job(tmp_path / "earlier")["state"] == "done"
+
+
+def test_a_run_that_was_validated_on_other_cases_is_refused(nnunet_env, tmp_path):
+    validate(ready_to_train(tmp_path / "run"), "a")
+    reason = job.run_job(tmp_path / "run")["reason"]
+    assert "was not validated on this study's cases: 1 of 1 do not belong to it, 1 of" in reason
 
 
 def test_results_are_the_runs_rows_and_say_what_is_missing(tmp_path):
@@ -444,7 +510,8 @@ def test_data_preprocessed_anew_are_not_mixed_with_those_of_before(nnunet_env, t
     before = job_with_plans(run)
     run.begin(before)
     files.write_json(run.folder / jobs.OUTCOME, {"state": "done", "reason": None})
-    run.begin(job_with_plans(run, data_identifier="copied"))
+    before = job_with_plans(run, data_identifier="copied")
+    run.begin(before)
     assert run.is_done
     with pytest.raises(StudyError, match=r"plans have changed since.*earlier plans.*another name"):
         run.begin(job_with_plans(run, **changes))

@@ -23,6 +23,7 @@ from nnssl.hu import HUPolicy
 from nnssl.network.swin_unetr import SwinUNETR
 from nnssl.study.design.description import Study
 from nnssl.study.execution import jobs
+from nnssl.study.execution.jobs import StudyError
 from nnssl.study.measurement import reuse
 from nnssl.study.report.results import Results
 from nnssl.study.rows import KINDS
@@ -144,6 +145,23 @@ def test_what_was_trained_anew_is_measured_again(study):
     assert (last["budget"], last["trainings"]) == ("all", [jobs.training_fingerprint(path.parent)])
     assert measured_again(study) == set()
     assert len(Results.read(study.results).cka) == 4
+
+
+def note(folder: Path, **more) -> None:
+    """In job.json, as `nnssl_study run` does."""
+    files.write_json(folder / jobs.JOB, files.read_json(folder / jobs.JOB) | more)
+
+
+def test_plans_that_have_changed_are_refused(study, nnunet_env):
+    """They may name another pretrained encoder than the runs started from."""
+    path = nnunet_env["nnUNet_preprocessed"] / DATASET / "p-smit.json"
+    plans = files.read_json(path)
+    note(study.folder / "runs" / "t__smit__all__0", planned=files.fingerprint(plans))
+    files.write_json(path, plans | {"nnssl_recipe": {"epochs": 3}})
+    with pytest.raises(StudyError, match="p-smit.json has changed since t__smit__all__0 was begun"):
+        reuse.measure_missing(study, volumes=1)
+    files.write_json(path, plans)
+    assert reuse.measure_missing(study, volumes=1) > 0
 
 
 def test_another_number_of_volumes_is_measured_again(study):

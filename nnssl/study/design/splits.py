@@ -51,7 +51,7 @@ def append(path: Path, study: Study, task: Task, labels: Labels) -> dict[Key, Sp
     """
     # two studies may share a dataset: one writes after the other
     with file_lock.exclusive(path.with_name(f".{path.name}.lock")):
-        stored = list(files.read_json(path)) if path.is_file() else None
+        stored = read(path) if path.is_file() else None
         entries = first_folds(sorted(labels), task.subject) if stored is None else list(stored)
         found = {
             key: Split(_add(entries, _split_entry(study, task, key, cases)), *cases)
@@ -60,6 +60,24 @@ def append(path: Path, study: Study, task: Task, labels: Labels) -> dict[Key, Sp
         if entries != stored:
             files.write_json(path, entries)
         return found
+
+
+def read(path: Path) -> list[dict]:
+    """The entries of the file at `path`. Raises SplitError where they are no lists of cases."""
+    entries = files.read_json(path)
+    if not (isinstance(entries, list) and all(map(_is_entry, entries))):
+        raise SplitError(
+            f'{path} must be a list of entries {{"train": [...], "val": [...]}} with the names of '
+            "cases, as nnU-Net writes it; correct it, or remove it and type the same command again"
+        )
+    return entries
+
+
+def _is_entry(entry: object) -> bool:
+    cases = [entry.get(part) for part in ("train", "val")] if isinstance(entry, dict) else []
+    return bool(cases) and all(
+        isinstance(part, list) and all(isinstance(case, str) for case in part) for part in cases
+    )
 
 
 def _add(entries: list[dict], entry: dict) -> int:

@@ -4,6 +4,7 @@ fine-tuning, rows.jsonl. `nnssl.study.execution.job` does one.
 
 from __future__ import annotations
 
+import os
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -12,9 +13,12 @@ from nnssl import files
 from nnssl.commands import Command
 from nnssl.study.execution.nnunet_training import NnunetTraining
 from nnssl.study.rows import Budget
+from nnssl.types import PREPROCESSED
 
 JOB, LOG, OUTCOME, ROWS = "job.json", "log.txt", "outcome.json", "rows.jsonl"
 BY_SURFACE = {"surface_dice", "hd95"}  # of a case's row
+# of a job: what its scores do not depend on, or what follows from its fingerprint
+APART = ("device", "elsewhere", "train", "val", "planned", "data", "described", "conditions")
 DONE, FAILED, NOT_DONE = "done", "failed", "missing"
 # why a training would have another folder, and what to put back
 ENTRY_MOVED = (
@@ -111,7 +115,9 @@ class FineTuningJob:
     tolerance:   mm, of the surface Dice.
     elsewhere:   of what another environment trains: its program, or "" where somebody trains by
                  hand; None: nnU-Net here.
-    val:         the cases that it must have been validated on, where it is trained elsewhere.
+    train:       the cases that it must be trained with; None: not known, as in earlier versions.
+    val:         those that it must have been validated on; None as with `train`.
+    planned:     changes with nnU-Net's plans; None as with `train`, or trained elsewhere.
     data:        changes with nnU-Net's preprocessing; None: not known, as in earlier versions.
     described:   changes with what the description says of the training; None as with `data`.
     conditions:  changes with what it says of the start and the validation; None as with `data`.
@@ -132,7 +138,9 @@ class FineTuningJob:
     device: str
     tolerance: float
     elsewhere: str | None = None
+    train: list[str] | None = None
     val: list[str] | None = None
+    planned: str | None = None
     data: str | None = None
     described: str | None = None
     conditions: str | None = None
@@ -141,6 +149,15 @@ class FineTuningJob:
     @property
     def training(self) -> NnunetTraining:
         return NnunetTraining(self.dataset, self.configuration, self.fold, self.trainer, self.plans)
+
+    def require_same_plans(self) -> None:
+        """Raises StudyError where nnU-Net's plans are others than when the job was written."""
+        path = Path(os.environ[PREPROCESSED], self.dataset, f"{self.plans}.json")
+        if self.planned and files.fingerprint(files.read_json(path)) != self.planned:
+            raise StudyError(
+                f"{path} has changed since {self.run} was begun; type nnssl_study run with this "
+                "study's description, which checks the plans and writes them again where necessary"
+            )
 
     def to_json(self) -> dict:
         """As earlier versions wrote it, where nothing that they did not know is said."""
@@ -167,12 +184,17 @@ class Work:
     def is_done(self) -> bool:
         return self.outcome.state == DONE
 
-    def begin(self, job: Job) -> None:
-        """Write job.json, unless it is there. Raises StudyError where the folder holds a job of
-        other settings, or nnU-Net's a training that this study did not begin.
+    def check(self, job: Job) -> None:
+        """Raises StudyError where the folder holds a job of other settings, or nnU-Net's a training
+        that this study did not begin.
         """
         if isinstance(job, FineTuningJob):
             _refuse_others(self.folder, job)
+        _refuse_changed(self.folder, job)
+
+    def begin(self, job: Job) -> None:
+        """Write job.json, unless it is there. Raises StudyError as `check`."""
+        self.check(job)
         write_job(self.folder, job)
 
     def fail(self, reason: str) -> None:
@@ -201,30 +223,41 @@ def _require_whole(folder: Path, kind: type[Job], content: dict) -> None:
 
 def write_job(folder: Path, job: Job) -> None:
     """Raises OtherSettingsError or OtherDataError."""
-    before = read_job(folder) if (folder / JOB).is_file() else None
-    if before == job:
+    if (before := _job_before(folder)) == job:
         return
+    _refuse_changed(folder, job)
+    if (
+        isinstance(before, FineTuningJob)
+        and isinstance(job, FineTuningJob)
+        and not _is_measured_alike(before, job)
+    ):
+        _measure_again(folder, before, job)
+    files.write_json(folder / JOB, job.to_json())
+
+
+def _job_before(folder: Path) -> Job | None:
+    return read_job(folder) if (folder / JOB).is_file() else None
+
+
+def _refuse_changed(folder: Path, job: Job) -> None:
+    """Raises OtherSettingsError, or OtherDataError where both jobs know their data."""
+    before = _job_before(folder)
     if before and before.fingerprint != job.fingerprint:
         raise OtherSettingsError(folder, before)
     if isinstance(before, FineTuningJob) and isinstance(job, FineTuningJob):
         _refuse_other_data(folder, before, job)
-        if not _is_measured_alike(before, job):
-            _measure_again(folder, before, job)
-    files.write_json(folder / JOB, job.to_json())
 
 
 def _refuse_other_data(folder: Path, before: FineTuningJob, job: FineTuningJob) -> None:
-    """Raises OtherDataError where both jobs know their data."""
     if before.data and job.data and before.data != job.data:
         raise OtherDataError(folder, before)
 
 
 def _is_measured_alike(before: FineTuningJob, job: FineTuningJob) -> bool:
-    """Not so with another tolerance, or in another place: measured again, not trained. Another
-    device, and what an earlier version did not note, change nothing.
+    """Not so with another tolerance, or in another place: measured again, not trained. What does
+    not touch the scores, and what an earlier version did not note, change nothing.
     """
-    noted_later = {"data": job.data, "described": job.described, "conditions": job.conditions}
-    return replace(before, device=job.device, **noted_later) == job
+    return replace(before, **{name: getattr(job, name) for name in APART}) == job
 
 
 def _measure_again(folder: Path, before: FineTuningJob, job: FineTuningJob) -> None:

@@ -114,6 +114,9 @@ class ReuseComparison:
 
     @cached_property
     def plans(self) -> dict:
+        """Raises StudyError where they have changed since the runs were begun."""
+        for job in self.jobs:
+            job.require_same_plans()
         return files.read_json(self.data / f"{self.job.plans}.json")
 
     @cached_property
@@ -208,4 +211,6 @@ class ReuseComparison:
     @property
     def _cases(self) -> list[str]:
         """That the runs are validated on."""
-        return files.read_json(self.data / splits.FILE)[self.job.fold]["val"]
+        if self.job.val is not None:
+            return self.job.val
+        return splits.read(self.data / splits.FILE)[self.job.fold]["val"]  # of an earlier version
