@@ -112,12 +112,21 @@ def _on_a_fold(
 ) -> dict[Key, Cases]:
     """As `wanted`, for one seed: validated on a fold of nnU-Net's."""
     fold = _nnunet_fold(folds, task, seed if study.by_fold else task.fold)
+    _require_stored(fold, labels, task)
     val = tuple(fold["val"])
     pool = without_validation_subjects(fold["train"], val, task.subject)
     order = nested_order(pool, labels, task.subject, f"{task.name} {seed}")
     return {
         (budget, seed): (take(order, budget, labels, task.name), val) for budget in study.budgets
     }
+
+
+def _require_stored(fold: Mapping, labels: Labels, task: Task) -> None:
+    if absent := [case for case in (*fold["train"], *fold["val"]) if case not in labels]:
+        raise SplitError(
+            f"task {task.name}: {FILE} names {len(absent)} case(s) that are not preprocessed for "
+            f"{task.configuration}: {', '.join(absent[:5])}. Preprocess them, or correct that file"
+        )
 
 
 def _nnunet_fold(folds: Sequence[Mapping], task: Task, number: int) -> Mapping:
