@@ -89,10 +89,12 @@ def job(run: StudyRun, dataset: str, split: Split, plans: dict) -> FineTuningJob
         elsewhere=str(run.arm.train or "") if by_others else None,
         train=list(split.train),
         val=list(split.val),
+        checkpoint=plans.get(INFO, {}).get("sha256"),
         planned=None if by_others else files.fingerprint(plans),
         data=None if by_others else _data_fingerprint(run, plans),
         described=files.fingerprint(run.described),
         conditions=files.fingerprint(run.conditions),
+        after=files.fingerprint(run.after) if run.after else None,
         fingerprint=files.fingerprint(_made_of(run, split, plans)),
     )
 

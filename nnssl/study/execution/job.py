@@ -20,7 +20,7 @@ from nnssl.commands import Command, CommandError
 from nnssl.study import file_lock
 from nnssl.study.design import splits
 from nnssl.study.execution import jobs, shell
-from nnssl.study.execution.jobs import DONE, FAILED, FineTuningJob, Outcome, PretrainingJob
+from nnssl.study.execution.jobs import DONE, FAILED, FineTuningJob, Job, Outcome, PretrainingJob
 from nnssl.study.execution.nnunet_training import NNUNET
 from nnssl.study.measurement import segmentation, training
 from nnssl.study.rows import Row, RunRow
@@ -84,7 +84,19 @@ def fine_tune(job: FineTuningJob, folder: Path, lock: int) -> None:
     _require_validated(fold)
     if job.val is not None:
         _require_same_cases(fold, job.val)
-    files.write_json_lines(folder / jobs.ROWS, [row.to_json() for row in rows(job, fold)])
+    _measure(job, folder)
+
+
+def _measure(job: Job, folder: Path) -> None:
+    """Write the rows: with the tolerance that job.json has at the end, as another call may have
+    changed it meanwhile.
+    """
+    while isinstance(job, FineTuningJob):
+        measured = [row.to_json() for row in rows(job, job.training.folder)]
+        if (now := jobs.read_job(folder)) == job:
+            files.write_json_lines(folder / jobs.ROWS, measured)
+            return
+        job = now
 
 
 def rows(job: FineTuningJob, fold: Path) -> list[Row]:
