@@ -153,7 +153,7 @@ def pretraining_of(study: Study, arm: Arm) -> dict:
 
 
 def pretraining_before(study: Study, arm: Arm) -> dict | None:
-    """That of the arm whose encoder this one's pretraining starts from; None without `after`."""
+    """That of the arm after which this one is pretrained; None without `after`."""
     named = [other for other in study.arms if other.name == arm.after]
     return pretraining_of(study, named[0]) if named else None
 

@@ -168,7 +168,7 @@ class ReuseComparison:
 
     def accepts(self, row: Measured) -> bool:
         """Whether a row with a key of its own still holds: of these trainings and as many volumes.
-        What an earlier version has not noted, such as the pretrained one, is not asked for.
+        What an earlier version has not noted, such as the pretrained one, does not count.
         """
         if row.trainings is None:
             return True
