@@ -212,7 +212,7 @@ def read_json(path: Path | str) -> dict:
     """Raises ValueError, naming the file, when it is not JSON."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from error
 
 
@@ -227,9 +227,10 @@ def write_json_lines(path: Path | str, rows: list[dict]) -> None:
         temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
-def read_json_lines(path: Path | str) -> list[dict]:
+def read_json_lines(path: Path | str, whole: bool = False) -> list[dict]:
     """All rows; a last line truncated by a kill is left out, and so are blank lines.
 
+    whole: the file was written at once, so that its last line is not one that a kill cut short.
     Raises ValueError, naming file and line, where an earlier line is damaged: what follows it would
     be lost.
     """
@@ -238,7 +239,7 @@ def read_json_lines(path: Path | str) -> list[dict]:
         row = _json_row(line)
         if row is not None:
             rows.append(row)
-        elif number != numbered[-1][0]:
+        elif whole or number != numbered[-1][0]:
             raise ValueError(
                 f"{path}, line {number} is damaged: {line[:60]!r} is not one JSON object. Restore "
                 "an older copy of the file, or delete that line"

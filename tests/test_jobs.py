@@ -24,11 +24,26 @@ from synthetic_study import ARMS, TASKS, fine_tuning, finished, program, study
 
 from nnssl import files
 from nnssl.commands import run_logged
+from nnssl.study import command
+from nnssl.study.design import splits
 from nnssl.study.design.description import Study
 from nnssl.study.design.splits import Split
-from nnssl.study.execution import collect, estimate, executor, job, jobs, orchestrate, runs, slurm
+from nnssl.study.execution import (
+    collect,
+    estimate,
+    executor,
+    job,
+    jobs,
+    orchestrate,
+    requirements,
+    runs,
+    shell,
+    slurm,
+)
 from nnssl.study.execution import fine_tuning as fine_tuning_jobs
 from nnssl.study.execution.jobs import FineTuningJob, StudyError, Work
+from nnssl.study.rows import RunRow
+from nnssl.types import PREPROCESSED
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -108,6 +123,15 @@ def test_each_gpu_has_a_run_of_its_own(monkeypatch, gpus, visible, parallel, exp
     assert executor.device_slots("cuda", parallel) == [
         {"CUDA_VISIBLE_DEVICES": name} for name in expected
     ]
+
+
+@pytest.mark.parametrize("option", ["--parallel", "--volumes"])
+@pytest.mark.parametrize("count", ["0", "-1", "two"])
+def test_a_count_below_one_is_refused_at_once(capsys, option, count):
+    with pytest.raises(SystemExit):
+        command.parser().parse_args(["run", "study.yaml", f"{option}={count}"])
+    assert f"{option}: must be a whole number, at least 1, got '{count}'" in capsys.readouterr().err
+    assert command.parser().parse_args(["run", "study.yaml", option, "2"])
 
 
 def test_without_a_gpu_the_description_must_say_cpu(monkeypatch):
@@ -223,6 +247,60 @@ def test_a_summary_cut_short_does_not_count(tmp_path):
     assert not job.validated(tmp_path)
 
 
+SPLIT = {"train": ["a"], "val": ["b"]}
+
+
+def ready_to_train(folder: Path, **changes) -> FineTuningJob:
+    """A run's job in `folder`; it is fold 5 of nnU-Net's splits_final.json."""
+    about = fine_tuning(**SPLIT | changes)
+    jobs.write_job(folder, about)
+    write_splits(about, [{"train": ["b"], "val": ["a"]}] * 5 + [SPLIT])
+    return about
+
+
+def write_splits(about: FineTuningJob, entries: list[dict]) -> None:
+    files.write_json(Path(os.environ[PREPROCESSED], about.dataset, splits.FILE), entries)
+
+
+def validate(about: FineTuningJob, *cases: str) -> None:
+    """What nnU-Net leaves of a training that was validated on `cases`."""
+    fold = about.training.folder
+    references = [{"reference_file": f"/x/{case}.nii.gz"} for case in cases]
+    files.write_json(fold / "validation" / "summary.json", {"metric_per_case": references})
+    files.write_json(fold.parent / "dataset.json", {"file_ending": ".nii.gz"})
+
+
+def test_a_run_trains_with_its_own_cases_or_not_at_all(nnunet_env, tmp_path, monkeypatch):
+    """nnU-Net draws some itself where splits_final.json has no such fold."""
+    about, trained = ready_to_train(tmp_path / "run"), []
+
+    def train(*_) -> None:
+        trained.append(1)
+        validate(about, "b")
+
+    monkeypatch.setattr(shell, "execute", train)
+    monkeypatch.setattr(job, "rows", lambda *_: [])
+    five = [{"train": ["b"], "val": ["a"]}] * 5
+    for others in (five, [*five, SPLIT | {"train": ["c"]}], [*five, SPLIT | {"val": ["c"]}]):
+        write_splits(about, others)
+        reason = job.run_job(tmp_path / "run")["reason"]
+        assert "entry 5 of" in reason
+        assert "no longer holds the cases of organs__smit__2__0" in reason
+    assert not trained
+    write_splits(about, [*five, SPLIT])
+    assert job.run_job(tmp_path / "run")["state"] == "done"
+    earlier = fine_tuning(fold=6)  # of a version that did not note the cases
+    jobs.write_job(tmp_path / "earlier", earlier)
+    monkeypatch.setattr(shell, "execute", lambda *_: validate(earlier, "x"))
+    assert job.run_job(tmp_path / "earlier")["state"] == "done"
+
+
+def test_a_run_that_was_validated_on_other_cases_is_refused(nnunet_env, tmp_path):
+    validate(ready_to_train(tmp_path / "run"), "a")
+    reason = job.run_job(tmp_path / "run")["reason"]
+    assert "was not validated on this study's cases: 1 of 1 do not belong to it, 1 of" in reason
+
+
 def test_results_are_the_runs_rows_and_say_what_is_missing(tmp_path):
     small_study = study(tmp_path, seeds=[0, 1])
     first, second, *_ = runs.all_runs(small_study)
@@ -259,7 +337,10 @@ def test_rows_about_a_training_that_is_gone_are_dropped(tmp_path):
         {"kind": "cka", "task": "both", "trainings": [ours, theirs]},
         {"kind": "attention", "task": "second", "trainings": [theirs]},
         {"kind": "attention", "task": "pretrained", "trainings": []},
+        {"kind": "attention", "task": "of a", "trainings": ["a"]},
+        {"kind": "attention", "task": "of b", "trainings": ["b"]},
     ]
+    files.write_json(second.folder / jobs.JOB, {"checkpoint": "b", "tolerance": 2.0})
 
     def collected() -> list[str]:
         files.write_json_lines(small_study.results, measured)
@@ -267,12 +348,39 @@ def test_rows_about_a_training_that_is_gone_are_dropped(tmp_path):
         rows = files.read_json_lines(small_study.results)
         return [row["task"] for row in rows if row["kind"] in ("cka", "attention")]
 
-    assert collected() == ["old", "both", "second", "pretrained"]
+    assert collected() == ["old", "both", "second", "pretrained", "of b"]
     rows = files.read_json_lines(first.folder / jobs.ROWS)
     files.write_json_lines(first.folder / jobs.ROWS, [row | {"hd95": 2.0} for row in rows])
     assert collected()[1] == "both"  # with another tolerance
     finished(first, dice=0.3)  # trained again
-    assert collected() == ["old", "second", "pretrained"]
+    assert collected() == ["old", "second", "pretrained", "of b"]
+
+
+@pytest.mark.parametrize("cut", [0, 1, -3])
+def test_rows_of_a_run_that_were_cut_short_are_an_error(tmp_path, cut):
+    """Without its last case the run's mean would be another one."""
+    small_study = study(tmp_path)
+    first = runs.all_runs(small_study)[0]
+    finished(first)
+    path = first.folder / jobs.ROWS
+    path.write_text(path.read_text()[:cut])
+    with pytest.raises(StudyError, match=r"rows\.jsonl is damaged.*Remove .*outcome\.json;"):
+        collect.collect(small_study)
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", '{"state": "over"}'])
+def test_a_damaged_outcome_is_named(tmp_path, content):
+    (tmp_path / jobs.OUTCOME).write_text(content)
+    with pytest.raises(StudyError, match=r"outcome\.json is damaged: it must have"):
+        jobs.outcome(tmp_path)
+
+
+def test_results_with_a_row_without_a_kind_name_it(tmp_path):
+    small_study = study(tmp_path)
+    small_study.runs.mkdir(parents=True)
+    small_study.results.write_text('{"kind": "study", "description": {}}\n{"task": "organs"}\n')
+    with pytest.raises(StudyError, match=r"row 2 of .*results\.jsonl has no kind"):
+        collect.collect(small_study)
 
 
 def test_what_a_full_disk_cut_off_the_results_comes_back(tmp_path):
@@ -408,6 +516,72 @@ def test_splits_made_anew_give_no_run_the_training_of_another(nnunet_env, tmp_pa
         run.begin(fine_tuning(fold=6, fingerprint="b"))
 
 
+@pytest.mark.parametrize(("trained", "done"), [((5, 6), False), ((), True)])
+def test_what_was_trained_elsewhere_does_not_follow_a_moved_entry(
+    nnunet_env, tmp_path, trained, done
+):
+    run, elsewhere = Work(), {"elsewhere": "", "val": ["b"]}
+    run.folder = tmp_path / "run"
+    run.begin(fine_tuning(**elsewhere))
+    for fold in trained:
+        fold_of(fine_tuning(fold=fold))
+    if done:
+        jobs.write_outcome(run.folder, jobs.Outcome("done"))
+    with pytest.raises(StudyError, match=r"splits_final\.json was made again"):
+        run.begin(fine_tuning(fold=6, **elsewhere))
+
+
+def test_a_start_does_not_take_over_the_training_of_another_study(tmp_path):
+    start, fold = Work(), tmp_path / "results" / "Dataset902" / "model" / "fold_all"
+    start.folder = tmp_path / "labels"
+    made = jobs.PretrainingJob(commands=[], makes=tmp_path / "made", trains=fold, fingerprint="a")
+    fold.mkdir(parents=True)
+    start.begin(made)
+    (fold / "checkpoint_latest.pth").touch()
+    start.begin(made)  # its own
+    moved = tmp_path / "moved" / "Dataset902" / "model" / "fold_all"
+    shutil.copytree(fold, moved)
+    start.begin(replace(made, trains=moved))
+    shutil.rmtree(start.folder)
+    with pytest.raises(StudyError, match=r"fold_all holds a training.*; labels would continue it"):
+        start.begin(made)
+
+
+def test_a_tolerance_that_is_edited_while_a_run_trains_counts(nnunet_env, tmp_path, monkeypatch):
+    about = ready_to_train(tmp_path / "run", tolerance=1.0)
+
+    def train(*_) -> None:
+        validate(about, "b")
+        jobs.write_job(tmp_path / "run", replace(about, tolerance=2.0))
+
+    monkeypatch.setattr(shell, "execute", train)
+    row = RunRow(run="r", task="t", arm="a", budget=2, seed=0, state="done")
+    monkeypatch.setattr(job, "rows", lambda about, _: [replace(row, hours=about.tolerance)])
+    assert job.run_job(tmp_path / "run")["state"] == "done"
+    assert jobs.read_rows(tmp_path / "run")[0]["hours"] == 2.0
+
+
+def test_two_calls_may_forget_the_same_failure(tmp_path, monkeypatch):
+    jobs.write_outcome(tmp_path, jobs.Outcome("failed", "no memory"))
+    noted = jobs.outcome(tmp_path)
+    monkeypatch.setattr(jobs, "outcome", lambda _: noted)
+    jobs.forget_failure(tmp_path)
+    jobs.forget_failure(tmp_path)
+    assert not (tmp_path / jobs.OUTCOME).exists()
+
+
+def test_a_recipe_left_empty_is_the_default(tmp_path):
+    def run(**recipes) -> runs.StudyRun:
+        return runs.all_runs(study(tmp_path, **recipes))[1]
+
+    empty = {"epochs": None, "trainer": None}
+    arms = [ARMS[0], ARMS[1] | {"recipe": empty}]
+    assert (run(recipe=empty).epochs, run(recipe=empty).trainer) == (1000, "SwinSSLTrainer")
+    assert run(recipe={"epochs": 100}, arms=arms).epochs == 100
+    assert run(recipe={"epochs": 100}, arms=arms).recipe["epochs"] == 100
+    assert run(recipe=empty).recipe == empty, "as earlier versions fingerprint it"
+
+
 def test_a_run_that_nobody_has_trained_moves_with_its_entry(nnunet_env, tmp_path):
     run = Work()
     run.folder = tmp_path / "run"
@@ -444,7 +618,8 @@ def test_data_preprocessed_anew_are_not_mixed_with_those_of_before(nnunet_env, t
     before = job_with_plans(run)
     run.begin(before)
     files.write_json(run.folder / jobs.OUTCOME, {"state": "done", "reason": None})
-    run.begin(job_with_plans(run, data_identifier="copied"))
+    before = job_with_plans(run, data_identifier="copied")
+    run.begin(before)
     assert run.is_done
     with pytest.raises(StudyError, match=r"plans have changed since.*earlier plans.*another name"):
         run.begin(job_with_plans(run, **changes))
@@ -497,7 +672,9 @@ def states_of(described: Study) -> dict[str, tuple[str, str | None]]:
     return {row["run"]: (row["state"], row["reason"]) for row in rows}
 
 
-def test_an_edited_description_does_not_report_runs_of_before_as_its_own(nnunet_env, tmp_path):
+def test_an_edited_description_does_not_report_runs_of_before_as_its_own(
+    nnunet_env, tmp_path, monkeypatch
+):
     small_study = study(tmp_path, recipe={"epochs": 100})
     scratch, smit = runs.all_runs(small_study)
     for run in (scratch, smit):
@@ -516,6 +693,12 @@ def test_an_edited_description_does_not_report_runs_of_before_as_its_own(nnunet_
     assert kinds == ["study", "run", "run", "case"], "the scores of 100 epochs are not those of 300"
     assert reason in orchestrate.summary(edited, collect.collect(edited))
     assert "1 run(s) done" in estimate.cost(runs.all_runs(edited), [scratch], 1)
+    monkeypatch.setattr(requirements, "check_inputs", lambda _: None)
+    monkeypatch.setattr(estimate, "commands_before", lambda _: [])
+    text = estimate.describe_study(edited, 1)
+    assert f"1 have other settings than the description says now:\n  {scratch.name}\n" in text
+    assert "nothing left to do" not in text
+    assert "Cost: nothing left to do" in estimate.describe_study(small_study, 1)
     smit.begin(job_with_plans(smit))
     assert files.read_json(path)["described"]
     assert states_of(small_study)[smit.name] == ("done", None), "its rows are not forgotten"
@@ -691,6 +874,14 @@ def test_slurm_hands_in_what_left_the_queue_without_a_result_once_more(tmp_path,
         assert jobs.outcome(folder).state == state
         assert len(queue.handed_in) == 2
         assert "left the queue without a result" in said[1]
+
+
+@pytest.mark.parametrize("wrong", [{"slurm_part": "gpu"}, {"timeout_min": "1h"}, {"mem_gb": [1]}])
+def test_a_parameter_that_submitit_refuses_is_named(tmp_path, monkeypatch, wrong):
+    submitit = pytest.importorskip("submitit", reason="an extra")
+    monkeypatch.setattr(submitit.SlurmExecutor, "affinity", lambda _: 2)
+    with pytest.raises(StudyError, match=f"slurm: submitit refuses {next(iter(wrong))}: "):
+        slurm.slurm(tmp_path / "slurm", {"slurm_partition": "gpu"} | wrong)
 
 
 def test_slurm_does_not_hand_in_what_still_waits(tmp_path, monkeypatch):

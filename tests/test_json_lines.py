@@ -37,6 +37,21 @@ def test_a_damaged_line_before_the_last_is_named(tmp_path, damaged):
         Results.read(path)
 
 
+def test_of_a_file_written_at_once_the_last_line_counts_as_well(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(LINES)[:-3])
+    assert files.read_json_lines(path) == ROWS[:-1]
+    with pytest.raises(ValueError, match="line 6 is damaged"):
+        files.read_json_lines(path, whole=True)
+
+
+@pytest.mark.parametrize("content", [b"{", b'{"a": "\xff"}', b"[" * 100_000])
+def test_a_damaged_json_file_is_named(tmp_path, content):
+    (tmp_path / "a.json").write_bytes(content)
+    with pytest.raises(ValueError, match=r"a\.json is not valid JSON"):
+        files.read_json(tmp_path / "a.json")
+
+
 def test_blank_lines_are_no_damage(tmp_path):
     path = tmp_path / "results.jsonl"
     path.write_text("\n\n".join(LINES))

@@ -70,6 +70,23 @@ def test_all_cases_and_folds_leave_no_rest(tmp_path, changes):
         load_study(written(tmp_path, **{"budgets": [2], "tasks": [task]} | changes))
 
 
+@pytest.mark.parametrize(
+    "content",
+    ['{"train": []}', "[3]", '[{"train": ["a"]}]', '[{"train": ["a"], "val": [7]}]', "[", "null"],
+)
+def test_a_file_that_holds_no_splits_is_named(tmp_path, content):
+    (tmp_path / "splits_final.json").write_text(content)
+    with pytest.raises(ValueError, match=r"splits_final\.json (must be a list|is not valid JSON)"):
+        append(tmp_path, study(tmp_path))
+
+
+def test_a_case_of_a_fold_that_is_not_stored_is_named(tmp_path):
+    fold = {"train": CASES[:20], "val": [*CASES[20:], "patient99_ed"]}
+    (tmp_path / "splits_final.json").write_text(json.dumps([fold]))
+    with pytest.raises(SplitError, match=r"1 case\(s\) that are not preprocessed.*patient99_ed"):
+        append(tmp_path, study(tmp_path))
+
+
 def test_subjects_stay_together(tmp_path):
     for split in append(tmp_path, study(tmp_path, budgets=[3, 7])).values():
         names = {case.split("_")[0] for case in split.train}

@@ -7,6 +7,7 @@ from __future__ import annotations
 import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import commands
@@ -20,13 +21,15 @@ from nnssl import checkpoint, files
 from nnssl.commands import CommandError
 from nnssl.encoder.swin import Swin
 from nnssl.network.swin_unetr import SwinUNETR
-from nnssl.study.design import splits
+from nnssl.study.design import splits, values
 from nnssl.study.design.description import Study
 from nnssl.study.execution import (
+    collect,
     datasets,
     executor,
     fine_tuning,
     job,
+    jobs,
     pretraining,
     requirements,
     runs,
@@ -158,6 +161,63 @@ def test_every_start_has_its_commands(tmp_path, dataset):
     trainers = {one.arm.name: one.trainer for one in runs.all_runs(small_study)}
     assert (trainers["scratch"], trainers["smit"]) == ("SwinScratchTrainer", "SwinFrozenTrainer")
     assert trainers["nnunet"] == "DefaultNetworkTrainer"
+
+
+SWIN = {"name": "swin", "start": "imagenet", "weights": "a.pth"}
+BYOL = {"start": "pretrain", "method": "byol"}
+AFTER = {"name": "after", "after": "swin", "datasets": [902], **BYOL}
+
+
+def begin_starts(study: Study) -> None:
+    """All of its pretrainings, which are done from now on."""
+    for start in pretraining.all_starts(study):
+        start.begin(start.job)
+        jobs.write_outcome(start.folder, jobs.Outcome("done"))
+
+
+def test_a_pretraining_after_an_arm_that_has_changed_is_another_one(tmp_path, dataset):
+    before, edited = ([ARMS[0], SWIN | {"weights": name}, AFTER] for name in ("a.pth", "b.pth"))
+    begin_starts(study(tmp_path, arms=before))
+    begin_starts(study(tmp_path, arms=before))
+    run, now = (runs.all_runs(study(tmp_path, arms=arms))[-1] for arms in (before, edited))
+    about = fine_tuning.job(run, DATASET, splits.Split(5, ("a",), ("b",)), plans={})
+    run.begin(about)
+    assert not collect.is_described_otherwise(run)
+    assert collect.is_described_otherwise(now)
+    jobs.write_job(run.folder / "earlier", replace(about, after=None))
+    assert not jobs.write_job(run.folder / "earlier", about), "not noted: it still counts"
+    folder = study(tmp_path, arms=edited).folder / "starts"
+    with pytest.raises(StudyError, match=r"swin was started with other settings.*remove .*swin"):
+        begin_starts(study(tmp_path, arms=edited))
+    shutil.rmtree(folder / "swin")  # as the message advises
+    with pytest.raises(StudyError, match=r"after was started with other settings.*comes after"):
+        begin_starts(study(tmp_path, arms=edited))
+    noted = files.read_json(folder / "after" / jobs.JOB)
+    del noted["after"], noted["described"]  # as earlier versions wrote it
+    files.write_json(folder / "after" / jobs.JOB, noted)
+    begin_starts(study(tmp_path, arms=edited))
+
+
+def test_a_study_whose_folder_was_moved_continues(tmp_path, dataset):
+    here, there = tmp_path / "here", tmp_path / "there"
+    arms = [ARMS[0], SWIN, AFTER, {"name": "scans", "scans": ["scans"], **BYOL}]
+    here.mkdir()
+    begin_starts(study(here, arms=arms))
+    here.rename(there)
+    begin_starts(study(there, arms=arms))
+    job_file = there / "study" / "starts" / "swin" / jobs.JOB
+    assert files.read_json(job_file)["makes"].startswith(str(there))
+    with pytest.raises(StudyError, match="other settings"):
+        begin_starts(study(there, arms=[arms[0], SWIN | {"weights": "b.pth"}, *arms[2:]]))
+
+
+def test_starts_of_earlier_versions_are_still_done(tmp_path, dataset, monkeypatch):
+    """Their job.json has one fingerprint, with absolute paths."""
+    monkeypatch.setattr(values, "path", lambda entry, at: Path("/data", str(entry)))
+    labels = {"name": "labels", "start": "supervised", "dataset": 902, "configuration": "2d"}
+    small_study = study(tmp_path, arms=[ARMS[0], AFTER, labels, SWIN], recipe={"epochs": 3})
+    found = {name: job.fingerprint for name, job in pretrainings(small_study).items()}
+    assert found == {"after": "a7942f9d39a9", "labels": "d998b13eee07", "swin": "9fad070925bf"}
 
 
 def test_a_random_start_is_like_the_arm_it_names_or_a_preset(tmp_path, dataset):

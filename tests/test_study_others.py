@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from synthetic_plans import nnunet_plans
 from synthetic_study import ARMS, TASKS, finished, study
 from synthetic_trainers import DATASET_JSON, batch, synthetic_plans, synthetic_trainer, train_epoch
 
@@ -33,7 +34,7 @@ from nnssl.study.execution.jobs import FineTuningJob, StudyError
 from nnssl.study.execution.nnunet_training import NnunetTraining
 from nnssl.study.execution.runs import ArmOnTask
 from nnssl.study.report import write
-from nnssl.types import RESULTS
+from nnssl.types import PREPROCESSED, RESULTS
 
 DATASET = "Dataset902_Phantoms"
 RESENC = {"name": "resenc", "start": "default", "plans": "nnUNetResEncUNetMPlans"}
@@ -107,6 +108,37 @@ def test_plans_that_somebody_has_written_since_are_made_again(tmp_path, dataset,
     files.write_json(record, {"fingerprint": noted["fingerprint"]})  # as earlier versions did
     assert plans.provide(here) == {"recipe": "ours"}
     assert len(typed) == 2
+
+
+def test_plans_of_begun_runs_stay_where_the_description_was_edited(tmp_path, dataset, monkeypatch):
+    """Runs that wait in another call, or in a queue, are trained by them."""
+    arms = [{"name": "scratch", "start": "scratch", "encoder": "tiny"}, RESENC | {"plans": None}]
+    monkeypatch.setattr(fine_tuning, "append_splits", lambda _: {(2, 0): SPLIT})
+    files.write_json(dataset / "nnUNetPlans.json", nnunet_plans())
+
+    def execute(command, *_):
+        files.write_json(path_of("scratch"), {"epochs": command[command.index("--epochs") + 1]})
+
+    monkeypatch.setattr(shell, "execute", execute)
+
+    def path_of(arm: str) -> Path:
+        return dataset / f"small-organs-{arm}.json"
+
+    here, paths = shell.Foreground(tmp_path, print), [path_of("scratch"), path_of("resenc")]
+    pairs = runs.all_pairs(study(tmp_path, arms=arms, recipe={"epochs": 10}))
+    begun = fine_tuning.write_jobs(pairs, here)
+    before = [path.read_bytes() for path in paths]
+    edited = study(tmp_path, arms=arms, recipe={"epochs": 20})
+    with pytest.raises(StudyError, match="was started with other settings"):
+        fine_tuning.write_jobs(runs.all_pairs(edited), here)
+    assert [path.read_bytes() for path in paths] == before
+    files.write_json(paths[0], {"epochs": "20"})  # by hand
+    files.write_json(dataset / splits.FILE, [{"train": ["a"], "val": ["b"]}])
+    reason = job.run_job(begun[0].folder)["reason"]
+    assert "small-organs-scratch.json has changed since organs__scratch__2__0 was begun" in reason
+
+
+SPLIT = splits.Split(0, ("a",), ("b",))
 
 
 def test_plans_by_which_another_study_has_trained_are_refused(tmp_path, dataset, monkeypatch):
@@ -213,6 +245,8 @@ def ready(folder: Path, **arm) -> tuple[runs.StudyRun, FineTuningJob]:
     """The run of an arm that is trained elsewhere, and its job."""
     small_study = study(folder, arms=[ARMS[0], MAE | arm])
     one = runs.all_runs(small_study)[1]
+    entries = [{"train": ["b"], "val": ["a"]}] * 5 + [{"train": ["a"], "val": ["b", "c"]}]
+    files.write_json(Path(os.environ[PREPROCESSED], DATASET, splits.FILE), entries)
     about = fine_tuning.job(one, DATASET, splits.Split(5, ["a"], ["b", "c"]), plans={})
     one.begin(about)
     return one, about

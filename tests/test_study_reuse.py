@@ -23,6 +23,7 @@ from nnssl.hu import HUPolicy
 from nnssl.network.swin_unetr import SwinUNETR
 from nnssl.study.design.description import Study
 from nnssl.study.execution import jobs
+from nnssl.study.execution.jobs import StudyError
 from nnssl.study.measurement import reuse
 from nnssl.study.report.results import Results
 from nnssl.study.rows import KINDS
@@ -144,6 +145,51 @@ def test_what_was_trained_anew_is_measured_again(study):
     assert (last["budget"], last["trainings"]) == ("all", [jobs.training_fingerprint(path.parent)])
     assert measured_again(study) == set()
     assert len(Results.read(study.results).cka) == 4
+
+
+def note(folder: Path, **more) -> None:
+    """In job.json, as `nnssl_study run` does."""
+    files.write_json(folder / jobs.JOB, files.read_json(folder / jobs.JOB) | more)
+
+
+def test_plans_that_have_changed_are_refused(study, nnunet_env):
+    """They may name another pretrained encoder than the runs started from."""
+    path = nnunet_env["nnUNet_preprocessed"] / DATASET / "p-smit.json"
+    plans = files.read_json(path)
+    note(study.folder / "runs" / "t__smit__all__0", planned=files.fingerprint(plans))
+    files.write_json(path, plans | {"nnssl_recipe": {"epochs": 3}})
+    with pytest.raises(StudyError, match=r"p-smit\.json has changed since t__smit__all"):
+        reuse.measure_missing(study, volumes=1)
+    files.write_json(path, plans)
+    assert reuse.measure_missing(study, volumes=1) > 0
+
+
+def test_another_pretrained_checkpoint_is_measured_again(study):
+    jobs_of_smit = [study.folder / "runs" / f"t__smit__{budget}__0" for budget in (2, "all")]
+    reuse.measure_missing(study, volumes=1)  # of an earlier version: the hash is not noted
+    for folder in jobs_of_smit:
+        note(folder, checkpoint="a")
+    assert measured_again(study) == set()
+    for folder in jobs_of_smit:
+        note(folder, checkpoint="b")
+    rows = files.read_json_lines(study.results)
+    for row in rows:
+        if row["kind"] == "attention" and row["budget"] == "pretrained":
+            row["trainings"] = ["a"]
+    files.write_json_lines(study.results, rows)
+    assert measured_again(study) == {"smit pretrained"}
+    assert files.read_json_lines(study.results)[-1]["trainings"] == ["b"]
+    assert measured_again(study) == set()
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [({"task": "t"}, r"has no kind"), ({"kind": "cka", "task": "t"}, r"cka lacks first, second")],
+)
+def test_a_damaged_row_is_named(study, row, message):
+    files.append_json_line(study.results, row)
+    with pytest.raises(StudyError, match=rf"results\.jsonl.*{message}"):
+        reuse.measure_missing(study, volumes=1)
 
 
 def test_another_number_of_volumes_is_measured_again(study):

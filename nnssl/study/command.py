@@ -41,7 +41,7 @@ def parser() -> argparse.ArgumentParser:
     features.add_argument(
         "--volumes",
         metavar="N",
-        type=int,
+        type=_positive_number,
         default=50,
         help="validation crops per comparison; default: %(default)s",
     )
@@ -58,9 +58,15 @@ def _add_run(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--parallel",
         metavar="N",
-        type=int,
+        type=_positive_number,
         help="local runs in parallel; default: one per GPU",
     )
+
+
+def _positive_number(word: str) -> int:
+    if not word.isdecimal() or int(word) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number, at least 1, got {word!r}")
+    return int(word)
 
 
 def dispatch(args: argparse.Namespace) -> None:
@@ -85,6 +91,8 @@ def _run_study(args: argparse.Namespace) -> None:
     _say(estimate.describe_study(described, parallel))
     if not args.dry_run:
         _do_what_is_missing(described, args)
+    elif args.executor == "slurm":
+        executor.chosen(args.executor, described, args.parallel)  # which checks its parameters
 
 
 def _do_what_is_missing(study: Study, args: argparse.Namespace) -> None:

@@ -25,6 +25,7 @@ from nnssl.study.design.parts import (
     Task,
     arm_of,
     budget_of,
+    merged,
     recipe_of,
     settings,
     task_of,
@@ -92,7 +93,7 @@ class Study:
         return tuple(budget for budget in self.budgets if not arm.budgets or budget in arm.budgets)
 
     def recipe_of(self, task: Task, arm: Arm) -> dict:
-        return {**self.recipe, **task.recipe, **arm.recipe}
+        return merged(self.recipe, task.recipe, arm.recipe)
 
 
 STUDY = {each.name: each for each in options_of(Study)}

@@ -37,9 +37,19 @@ RECIPE = ("trainer", *NETWORK, *(each.key for each in options_of(Recipe) if each
 def recipe_of(entry: object, at: Place) -> dict:
     recipe = values.a_dict(entry, at)
     values.require_known(recipe, RECIPE, at)
-    if "trainer" in recipe:
+    if recipe.get("trainer") is not None:
         values.file_name(recipe["trainer"], f"{at}: trainer is a class, such as SwinSSLTrainer")
     return recipe
+
+
+def merged(*recipes: Mapping) -> dict:
+    """The later one counts; a value left empty (null) overrides none."""
+    both: dict = {}
+    for recipe in recipes:
+        both |= {
+            key: value for key, value in recipe.items() if value is not None or key not in both
+        }
+    return both
 
 
 def budget_of(entry: object, at: Place) -> Budget:

@@ -51,7 +51,7 @@ def append(path: Path, study: Study, task: Task, labels: Labels) -> dict[Key, Sp
     """
     # two studies may share a dataset: one writes after the other
     with file_lock.exclusive(path.with_name(f".{path.name}.lock")):
-        stored = list(files.read_json(path)) if path.is_file() else None
+        stored = read(path) if path.is_file() else None
         entries = first_folds(sorted(labels), task.subject) if stored is None else list(stored)
         found = {
             key: Split(_add(entries, _split_entry(study, task, key, cases)), *cases)
@@ -60,6 +60,24 @@ def append(path: Path, study: Study, task: Task, labels: Labels) -> dict[Key, Sp
         if entries != stored:
             files.write_json(path, entries)
         return found
+
+
+def read(path: Path) -> list[dict]:
+    """The entries of the file at `path`. Raises SplitError where they are no lists of cases."""
+    entries = files.read_json(path)
+    if not (isinstance(entries, list) and all(map(_is_entry, entries))):
+        raise SplitError(
+            f'{path} must be a list of entries {{"train": [...], "val": [...]}} with the names of '
+            "cases, as nnU-Net writes it; correct it, or remove it and type the same command again"
+        )
+    return entries
+
+
+def _is_entry(entry: object) -> bool:
+    cases = [entry.get(part) for part in ("train", "val")] if isinstance(entry, dict) else []
+    return bool(cases) and all(
+        isinstance(part, list) and all(isinstance(case, str) for case in part) for part in cases
+    )
 
 
 def _add(entries: list[dict], entry: dict) -> int:
@@ -94,12 +112,21 @@ def _on_a_fold(
 ) -> dict[Key, Cases]:
     """As `wanted`, for one seed: validated on a fold of nnU-Net's."""
     fold = _nnunet_fold(folds, task, seed if study.by_fold else task.fold)
+    _require_stored(fold, labels, task)
     val = tuple(fold["val"])
     pool = without_validation_subjects(fold["train"], val, task.subject)
     order = nested_order(pool, labels, task.subject, f"{task.name} {seed}")
     return {
         (budget, seed): (take(order, budget, labels, task.name), val) for budget in study.budgets
     }
+
+
+def _require_stored(fold: Mapping, labels: Labels, task: Task) -> None:
+    if absent := [case for case in (*fold["train"], *fold["val"]) if case not in labels]:
+        raise SplitError(
+            f"task {task.name}: {FILE} names {len(absent)} case(s) that are not preprocessed for "
+            f"{task.configuration}: {', '.join(absent[:5])}. Preprocess them, or correct that file"
+        )
 
 
 def _nnunet_fold(folds: Sequence[Mapping], task: Task, number: int) -> Mapping:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from nnssl import files, options
 from nnssl.commands import Command
+from nnssl.finetune.architecture import INFO
 from nnssl.recipe import RECIPE, Recipe
 from nnssl.study.design.description import OTHERS
 from nnssl.study.execution.flags import recipe_flags
@@ -66,6 +67,15 @@ class Plans:
         return ["-a", self.pair.arm.encoder or PRESET]
 
     @property
+    def foreseen(self) -> dict:
+        """What is known of their content before they are made: of ours, the checkpoint's hash."""
+        if self.pair.arm.start == "elsewhere":
+            return files.read_json(self.path)
+        if self.pair.arm.start == "default":
+            return self._default_content
+        return {INFO: {"sha256": files.sha256(self.start.checkpoint)}} if self.start else {}
+
+    @property
     def is_noted(self) -> bool:
         """Whether the study has made them before, be they up to date or not."""
         return self._record.is_file()
@@ -101,13 +111,16 @@ class Plans:
         return sorted(results.glob(f"*__{self.pair.plans}__*"))
 
     def write_default(self) -> None:
+        files.write_json(self.path, self._default_content)
+
+    @property
+    def _default_content(self) -> dict:
         """Of another network: its own plans or the task's, with our recipe's length. Patch and
         batch stay nnU-Net's, whose network is made for them.
         """
         pair = self.pair
         content = pair.dataset.read_plans(pair.arm.plans or pair.task.plans)
-        content |= {"plans_name": pair.plans, RECIPE: self._heeded_recipe.to_dict()}
-        files.write_json(self.path, content)
+        return content | {"plans_name": pair.plans, RECIPE: self._heeded_recipe.to_dict()}
 
     @property
     def _heeded_recipe(self) -> Recipe:

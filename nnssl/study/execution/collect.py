@@ -10,12 +10,13 @@ import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
 from itertools import chain
+from pathlib import Path
 
 from nnssl import __version__, files
 from nnssl.study.design import splits
 from nnssl.study.design.description import Study
 from nnssl.study.execution import jobs, runs
-from nnssl.study.execution.jobs import DONE, FAILED, NOT_DONE, FineTuningJob, Outcome
+from nnssl.study.execution.jobs import DONE, FAILED, NOT_DONE, FineTuningJob, Outcome, StudyError
 from nnssl.study.execution.runs import StudyRun
 from nnssl.study.rows import CaseRow, EpochRow, RunRow, StudyRow
 
@@ -33,7 +34,7 @@ def collect(study: Study) -> dict[str, str]:
         return _states_in(study)
     now = _study_row(study)
     of_runs = {run.name: rows_of(run) for run in runs.all_runs(study)}
-    before = files.read_json_lines(study.results) if study.results.exists() else []
+    before = stored_rows(study.results) if study.results.exists() else []
     of_study = (row for row in before if row["kind"] == StudyRow.KIND)
     same = (row for row in of_study if row["description"] == now["description"])
     others = _measured_still(study, [row for row in before if row["kind"] not in OURS])
@@ -44,17 +45,29 @@ def collect(study: Study) -> dict[str, str]:
 
 def _states_in(study: Study) -> dict[str, str]:
     """The state of every run, as the results have it."""
-    rows = files.read_json_lines(study.results)
+    rows = stored_rows(study.results)
     states = {row["run"]: row["state"] for row in rows if row["kind"] == RunRow.KIND}
     return {run.name: states.get(run.name, NOT_DONE) for run in runs.all_runs(study)}
+
+
+def stored_rows(path: Path) -> list[dict]:
+    """Of the results at `path`. Raises StudyError where one says nothing of its kind."""
+    rows = files.read_json_lines(path)
+    for number, row in enumerate(rows, start=1):
+        if not isinstance(row.get("kind"), str):
+            raise StudyError(
+                f"row {number} of {path} has no kind, such as {RunRow.KIND}: {str(row)[:60]}. "
+                "Remove that row, or the whole file: nnssl_study run and features write it again"
+            )
+    return rows
 
 
 def _measured_still(study: Study, rows: list[dict]) -> list[dict]:
     """Without those about networks that have been trained again or are gone."""
     if not any(row.get("trainings") for row in rows):
         return rows  # which spares reading all results once more
-    trainings = {jobs.training_fingerprint(folder) for folder in study.runs.glob("*")}
-    return [row for row in rows if trainings.issuperset(row.get("trainings") or ())]
+    known = {one for folder in study.runs.glob("*") for one in jobs.networks_of(folder)}
+    return [row for row in rows if known.issuperset(row.get("trainings") or ())]
 
 
 def rows_of(run: StudyRun) -> list[dict]:
@@ -64,7 +77,7 @@ def rows_of(run: StudyRun) -> list[dict]:
     outcome = outcome_of(run)
     if outcome.state != DONE:
         return [_unfinished(run, outcome).to_json()]
-    rows = files.read_json_lines(run.folder / jobs.ROWS)
+    rows = jobs.read_rows(run.folder)
     return [_with_subject(row, run.task.subject) for row in rows]
 
 
@@ -85,11 +98,11 @@ def is_described_otherwise(run: StudyRun) -> bool:
     """Whether it was begun with other settings than the description says now. Earlier versions did
     not note all of them.
     """
-    path = run.folder / jobs.JOB
-    noted = files.read_json(path) if path.is_file() else {}
+    noted = jobs.noted(run.folder) if (run.folder / jobs.JOB).is_file() else {}
     now = {
         "described": files.fingerprint(run.described),
         "conditions": files.fingerprint(run.conditions),
+        "after": files.fingerprint(run.after) if run.after else None,
         "tolerance": run.task.tolerance,
     }
     return any(noted.get(key) not in (None, value) for key, value in now.items())

@@ -19,6 +19,7 @@ def describe_study(study: Study, parallel: int) -> str:
     requirements.check_inputs(study)
     every = runs.all_runs(study)
     todo = [run for run in every if not run.is_done]
+    others = [run for run in every if run.is_done and collect.is_described_otherwise(run)]
     commands = [f"$ {shlex.join(command)}" for command in commands_before(study)]
     return "\n".join(
         [
@@ -27,9 +28,23 @@ def describe_study(study: Study, parallel: int) -> str:
             *(f"  {command}" for command in commands or ["$ nothing"]),
             f"Runs: {len(every)}, done {len(every) - len(todo)}, to do {len(todo)}",
             *map(_in_a_line, todo),
-            cost(every, todo, parallel),
+            *_of_other_settings(others),
+            *([] if others and not todo else [cost(every, todo, parallel)]),
         ]
     )
+
+
+def _of_other_settings(others: Sequence[StudyRun]) -> list[str]:
+    """Of the runs that are done, those that the description does not describe."""
+    if not others:
+        return []
+    return [
+        f"Of those done, {len(others)} have other settings than the description says now:",
+        *(f"  {run.name}" for run in others),
+        "After a change of the tolerance, or of a path to the same checkpoint, nnssl_study run "
+        "measures or notes them again; others it refuses: put the earlier settings back, or give "
+        "the study or the arm another name",
+    ]
 
 
 def _in_a_line(run: StudyRun) -> str:

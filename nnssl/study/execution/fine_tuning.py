@@ -24,6 +24,8 @@ def write_jobs(pairs: Sequence[ArmOnTask], here: Foreground) -> list[StudyRun]:
     others have failed from now on, with the reason.
     """
     splits_of = _append_splits_by_task(pairs)
+    for pair in pairs:
+        _check_begun(pair, splits_of[pair.task.name])
     ready = [run for pair in pairs for run in _begin(pair, splits_of[pair.task.name], here)]
     return sorted(ready, key=lambda run: run.turn)
 
@@ -31,6 +33,18 @@ def write_jobs(pairs: Sequence[ArmOnTask], here: Foreground) -> list[StudyRun]:
 def _append_splits_by_task(pairs: Sequence[ArmOnTask]) -> dict[str, Splits]:
     a_pair = {pair.task.name: pair for pair in pairs}
     return {task: append_splits(pair) for task, pair in a_pair.items()}
+
+
+def _check_begun(pair: ArmOnTask, splits: Splits) -> None:
+    """Raises StudyError where a run was begun with other settings: before the plans, by which other
+    runs may wait to be trained, are written.
+    """
+    plans = Plans(pair)
+    if plans.obstacle:
+        return
+    name, foreseen = pair.dataset.name, plans.foreseen
+    for run in pair.runs:
+        run.check(job(run, name, splits[run.budget, run.seed], foreseen))
 
 
 def _begin(pair: ArmOnTask, splits: Splits, here: Foreground) -> list[StudyRun]:
@@ -56,7 +70,7 @@ def append_splits(pair: ArmOnTask) -> Splits:
 
 
 def job(run: StudyRun, dataset: str, split: Split, plans: dict) -> FineTuningJob:
-    """dataset: the full name; plans: the content of the plans file."""
+    """dataset: the full name; plans: the content of the plans file, or what is known of it."""
     by_others = run.arm.start == "elsewhere"
     return FineTuningJob(
         run=run.name,
@@ -73,10 +87,14 @@ def job(run: StudyRun, dataset: str, split: Split, plans: dict) -> FineTuningJob
         device=run.study.device,
         tolerance=run.task.tolerance,
         elsewhere=str(run.arm.train or "") if by_others else None,
-        val=list(split.val) if by_others else None,
+        train=list(split.train),
+        val=list(split.val),
+        checkpoint=plans.get(INFO, {}).get("sha256"),
+        planned=None if by_others else files.fingerprint(plans),
         data=None if by_others else _data_fingerprint(run, plans),
         described=files.fingerprint(run.described),
         conditions=files.fingerprint(run.conditions),
+        after=files.fingerprint(run.after) if run.after else None,
         fingerprint=files.fingerprint(_made_of(run, split, plans)),
     )
 

@@ -8,6 +8,7 @@ the first and then finds it done.
 
 from __future__ import annotations
 
+import os
 import shlex
 import signal
 import sys
@@ -17,12 +18,13 @@ from pathlib import Path
 from nnssl import files, signals
 from nnssl.commands import Command, CommandError
 from nnssl.study import file_lock
+from nnssl.study.design import splits
 from nnssl.study.execution import jobs, shell
-from nnssl.study.execution.jobs import DONE, FAILED, FineTuningJob, Outcome, PretrainingJob
+from nnssl.study.execution.jobs import DONE, FAILED, FineTuningJob, Job, Outcome, PretrainingJob
 from nnssl.study.execution.nnunet_training import NNUNET
 from nnssl.study.measurement import segmentation, training
 from nnssl.study.rows import Row, RunRow
-from nnssl.types import FINAL
+from nnssl.types import FINAL, PREPROCESSED
 
 BY_HAND = "nnUNetv2_train_pretrained"  # upstream's, for weights of its nnssl
 CHECKPOINTS = (FINAL, "checkpoint_latest.pth", "checkpoint_best.pth")
@@ -80,9 +82,21 @@ def fine_tune(job: FineTuningJob, folder: Path, lock: int) -> None:
     if not validated(fold):
         _train(job, folder, lock)
     _require_validated(fold)
-    if job.val is not None:  # trained elsewhere
+    if job.val is not None:
         _require_same_cases(fold, job.val)
-    files.write_json_lines(folder / jobs.ROWS, [row.to_json() for row in rows(job, fold)])
+    _measure(job, folder)
+
+
+def _measure(job: Job, folder: Path) -> None:
+    """Write the rows: with the tolerance that job.json has at the end, as another call may have
+    changed it meanwhile.
+    """
+    while isinstance(job, FineTuningJob):
+        measured = [row.to_json() for row in rows(job, job.training.folder)]
+        if (now := jobs.read_job(folder)) == job:
+            files.write_json_lines(folder / jobs.ROWS, measured)
+            return
+        job = now
 
 
 def rows(job: FineTuningJob, fold: Path) -> list[Row]:
@@ -106,11 +120,30 @@ def rows(job: FineTuningJob, fold: Path) -> list[Row]:
 
 
 def _train(job: FineTuningJob, folder: Path, lock: int) -> None:
+    _require_same_split(job)
+    job.require_same_plans()
     if job.elsewhere == "":
         raise CommandError(_by_hand(job))
     remove_truncated_checkpoints(job.training.folder)
     environment = shell.others_environment() if job.elsewhere else None
     shell.execute(_training_command(job), folder / jobs.LOG, lock, environment)
+
+
+def _require_same_split(job: FineTuningJob) -> None:
+    """Raises CommandError where nnU-Net would find other cases than the job's, or none: it would
+    then draw some of its own.
+    """
+    if job.train is None:
+        return
+    path = Path(os.environ[PREPROCESSED], job.dataset, splits.FILE)
+    entries = splits.read(path) if path.is_file() else []
+    entry = entries[job.fold] if job.fold < len(entries) else {}
+    if (entry.get("train"), entry.get("val")) != (job.train, job.val):
+        raise CommandError(
+            f"entry {job.fold} of {path} no longer holds the cases of {job.run}: the file was "
+            "replaced. Put the earlier one back, or type the same command of nnssl_study again, "
+            "which adds the study's entries"
+        )
 
 
 def _training_command(job: FineTuningJob) -> Command:

@@ -4,17 +4,25 @@ fine-tuning, rows.jsonl. `nnssl.study.execution.job` does one.
 
 from __future__ import annotations
 
+import os
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import NamedTuple
 
 from nnssl import files
 from nnssl.commands import Command
-from nnssl.study.execution.nnunet_training import NnunetTraining
-from nnssl.study.rows import Budget
+from nnssl.study.execution.nnunet_training import NnunetTraining, has_checkpoint
+from nnssl.study.rows import KINDS, Budget
+from nnssl.types import PREPROCESSED
 
 JOB, LOG, OUTCOME, ROWS = "job.json", "log.txt", "outcome.json", "rows.jsonl"
 BY_SURFACE = {"surface_dice", "hd95"}  # of a case's row
+MEASURES = "the same nnssl_study run then measures that run again"
+# of a job: what its scores do not depend on, or what follows from its fingerprint
+APART = (
+    "device", "elsewhere", "train", "val", "checkpoint", "planned", "data", "described",
+    "conditions", "after",
+)  # fmt: skip
 DONE, FAILED, NOT_DONE = "done", "failed", "missing"
 # why a training would have another folder, and what to put back
 ENTRY_MOVED = (
@@ -34,9 +42,9 @@ class OtherSettingsError(StudyError):
     def __init__(self, folder: Path, before: Job) -> None:
         trained = f" and nnU-Net's training under {before.plans}" if before.plans else ""
         super().__init__(
-            f"{folder.name} was started with other settings (arm, recipe, checkpoint or cases; a "
-            "random start is like the first pretrained arm unless it says like:). Give the study "
-            f"or the arm another name, or remove {folder}{trained}"
+            f"{folder.name} was started with other settings (arm, the arm it comes after, recipe, "
+            "checkpoint or cases; a random start is like the first pretrained arm unless it says "
+            f"like:). Give the study or the arm another name, or remove {folder}{trained}"
         )
 
 
@@ -80,9 +88,13 @@ class Outcome(NamedTuple):
 class PretrainingJob:
     """Commands, one after the other, that make the pretrained checkpoint `makes`.
 
-    afresh:  what an earlier attempt made is removed first; its command would not overwrite it.
-    trains:  the folder of nnU-Net's training among the commands.
-    plans:   of that training.
+    afresh:      what an earlier attempt made is removed first; its command would not overwrite it.
+    trains:      the folder of nnU-Net's training among the commands.
+    plans:       of that training.
+    described:   as the fingerprint, but the same where the study's folder lies elsewhere; None: not
+                 known, as in earlier versions.
+    after:       changes with the pretraining that it starts from; None: without one, or not known.
+    fingerprint: changes with whatever would make it another pretraining.
     """
 
     commands: list[Command]
@@ -90,11 +102,24 @@ class PretrainingJob:
     afresh: bool = False
     trains: Path | None = None
     plans: str | None = None
+    described: str | None = None
+    after: str | None = None
     fingerprint: str
 
+    def is_other(self, before: Job) -> bool:
+        """Whether it would make another encoder than the job `before`."""
+        if not isinstance(before, PretrainingJob):
+            return True
+        is_same_start = not (before.after and self.after) or before.after == self.after
+        is_moved = before.described is not None and before.described == self.described
+        return not (is_same_start and (is_moved or before.fingerprint == self.fingerprint))
+
     def to_json(self) -> dict:
+        """As earlier versions wrote it, where nothing that they did not know is said."""
         trains = str(self.trains) if self.trains else None
-        return asdict(self) | {"makes": str(self.makes), "trains": trains}
+        content = asdict(self) | {"makes": str(self.makes), "trains": trains}
+        unknown = {key for key in ("described", "after") if content[key] is None}
+        return {key: value for key, value in content.items() if key not in unknown}
 
     @classmethod
     def from_json(cls, content: dict) -> PretrainingJob:
@@ -111,10 +136,15 @@ class FineTuningJob:
     tolerance:   mm, of the surface Dice.
     elsewhere:   of what another environment trains: its program, or "" where somebody trains by
                  hand; None: nnU-Net here.
-    val:         the cases that it must have been validated on, where it is trained elsewhere.
+    train:       the cases that it must be trained with; None: not known, as in earlier versions.
+    val:         those that it must have been validated on; None as with `train`.
+    checkpoint:  the sha256 of the pretrained one; None: without one, or as with `train`.
+    planned:     changes with nnU-Net's plans; None as with `train`, or trained elsewhere.
     data:        changes with nnU-Net's preprocessing; None: not known, as in earlier versions.
     described:   changes with what the description says of the training; None as with `data`.
     conditions:  changes with what it says of the start and the validation; None as with `data`.
+    after:       changes with what it says of the pretraining before that of the start; None:
+                 without one, or as with `data`.
     fingerprint: changes with whatever would make it another training.
     """
 
@@ -132,15 +162,32 @@ class FineTuningJob:
     device: str
     tolerance: float
     elsewhere: str | None = None
+    train: list[str] | None = None
     val: list[str] | None = None
+    checkpoint: str | None = None
+    planned: str | None = None
     data: str | None = None
     described: str | None = None
     conditions: str | None = None
+    after: str | None = None
     fingerprint: str
 
     @property
     def training(self) -> NnunetTraining:
         return NnunetTraining(self.dataset, self.configuration, self.fold, self.trainer, self.plans)
+
+    def is_other(self, before: Job) -> bool:
+        """Whether it would be another training than the job `before`."""
+        return before.fingerprint != self.fingerprint
+
+    def require_same_plans(self) -> None:
+        """Raises StudyError where nnU-Net's plans are others than when the job was written."""
+        path = Path(os.environ[PREPROCESSED], self.dataset, f"{self.plans}.json")
+        if self.planned and files.fingerprint(files.read_json(path)) != self.planned:
+            raise StudyError(
+                f"{path} has changed since {self.run} was begun; type nnssl_study run with this "
+                "study's description, which checks the plans and writes them again where necessary"
+            )
 
     def to_json(self) -> dict:
         """As earlier versions wrote it, where nothing that they did not know is said."""
@@ -167,12 +214,19 @@ class Work:
     def is_done(self) -> bool:
         return self.outcome.state == DONE
 
-    def begin(self, job: Job) -> None:
-        """Write job.json, unless it is there. Raises StudyError where the folder holds a job of
-        other settings, or nnU-Net's a training that this study did not begin.
+    def check(self, job: Job) -> None:
+        """Raises StudyError where the folder holds a job of other settings, or nnU-Net's a training
+        that this study did not begin.
         """
         if isinstance(job, FineTuningJob):
             _refuse_others(self.folder, job)
+        else:
+            _refuse_other_start(self.folder, job)
+        _refuse_changed(self.folder, job)
+
+    def begin(self, job: Job) -> None:
+        """Write job.json, unless it is there. Raises StudyError as `check`."""
+        self.check(job)
         write_job(self.folder, job)
 
     def fail(self, reason: str) -> None:
@@ -183,11 +237,17 @@ class Work:
 
 def read_job(folder: Path) -> Job:
     """Of job.json. Raises ValueError where it lacks something."""
-    content = files.read_json(folder / JOB)
+    content = noted(folder)
     kind = PretrainingJob if "commands" in content else FineTuningJob
     _require_whole(folder, kind, content)
     # another version may have written more
     return kind.from_json({f.name: content[f.name] for f in fields(kind) if f.name in content})
+
+
+def noted(folder: Path) -> dict:
+    """The content of job.json; {} where it holds something else."""
+    content = files.read_json(folder / JOB)
+    return content if isinstance(content, dict) else {}
 
 
 def _require_whole(folder: Path, kind: type[Job], content: dict) -> None:
@@ -201,30 +261,41 @@ def _require_whole(folder: Path, kind: type[Job], content: dict) -> None:
 
 def write_job(folder: Path, job: Job) -> None:
     """Raises OtherSettingsError or OtherDataError."""
-    before = read_job(folder) if (folder / JOB).is_file() else None
-    if before == job:
+    if (before := _job_before(folder)) == job:
         return
-    if before and before.fingerprint != job.fingerprint:
-        raise OtherSettingsError(folder, before)
-    if isinstance(before, FineTuningJob) and isinstance(job, FineTuningJob):
-        _refuse_other_data(folder, before, job)
-        if not _is_measured_alike(before, job):
-            _measure_again(folder, before, job)
+    _refuse_changed(folder, job)
+    if (
+        isinstance(before, FineTuningJob)
+        and isinstance(job, FineTuningJob)
+        and not _is_measured_alike(before, job)
+    ):
+        _measure_again(folder, before, job)
     files.write_json(folder / JOB, job.to_json())
 
 
+def _job_before(folder: Path) -> Job | None:
+    return read_job(folder) if (folder / JOB).is_file() else None
+
+
+def _refuse_changed(folder: Path, job: Job) -> None:
+    """Raises OtherSettingsError, or OtherDataError where both jobs know their data."""
+    before = _job_before(folder)
+    if before and job.is_other(before):
+        raise OtherSettingsError(folder, before)
+    if isinstance(before, FineTuningJob) and isinstance(job, FineTuningJob):
+        _refuse_other_data(folder, before, job)
+
+
 def _refuse_other_data(folder: Path, before: FineTuningJob, job: FineTuningJob) -> None:
-    """Raises OtherDataError where both jobs know their data."""
     if before.data and job.data and before.data != job.data:
         raise OtherDataError(folder, before)
 
 
 def _is_measured_alike(before: FineTuningJob, job: FineTuningJob) -> bool:
-    """Not so with another tolerance, or in another place: measured again, not trained. Another
-    device, and what an earlier version did not note, change nothing.
+    """Not so with another tolerance, or in another place: measured again, not trained. What does
+    not touch the scores, and what an earlier version did not note, change nothing.
     """
-    noted_later = {"data": job.data, "described": job.described, "conditions": job.conditions}
-    return replace(before, device=job.device, **noted_later) == job
+    return replace(before, **{name: getattr(job, name) for name in APART}) == job
 
 
 def _measure_again(folder: Path, before: FineTuningJob, job: FineTuningJob) -> None:
@@ -241,47 +312,94 @@ def _measure_again(folder: Path, before: FineTuningJob, job: FineTuningJob) -> N
     (folder / OUTCOME).unlink(missing_ok=True)
 
 
+def read_rows(folder: Path) -> list[dict]:
+    """Of a finished run's rows.jsonl, which is written as a whole: its own row, then those of its
+    epochs and cases. Raises StudyError where one of them is damaged.
+    """
+    try:
+        rows = files.read_json_lines(folder / ROWS, whole=True)
+    except ValueError:
+        rows = []
+    if not (rows and all(row.get("kind") in list(KINDS) for row in rows)):
+        raise StudyError(
+            f"{folder / ROWS} is damaged: it is empty, or a line of it is no row. Remove "
+            f"{folder / OUTCOME}; {MEASURES}"
+        )
+    return rows
+
+
 def training_fingerprint(folder: Path) -> str | None:
     """Of a finished run's rows, which tell its training from any other; None without them. What is
     measured with a tolerance does not count: that may be measured again.
     """
-    path = folder / ROWS
-    rows = files.read_json_lines(path) if path.is_file() else []
+    rows = read_rows(folder) if (folder / ROWS).is_file() else []
     kept = [{key: row[key] for key in row.keys() - BY_SURFACE} for row in rows]
     return files.fingerprint(kept) if kept else None
 
 
+def networks_of(folder: Path) -> set[str]:
+    """What tells a run's networks from others: the hash of its pretrained checkpoint, where it has
+    noted one, and the fingerprint of its training.
+    """
+    checkpoint = noted(folder).get("checkpoint") if (folder / JOB).is_file() else None
+    return {one for one in (checkpoint, training_fingerprint(folder)) if one}
+
+
 def _refuse_others(folder: Path, job: FineTuningJob) -> None:
     """Raises StudyError where a run would take for its own what another run has trained."""
-    if job.elsewhere is not None:
-        return
     if (folder / JOB).is_file():
         _refuse_moved(folder, job)
-    elif job.training.is_begun:
-        raise StudyError(
-            f"{job.training.folder} holds a training that this study did not start; {folder.name} "
-            "would continue it or count it as its own. Give this study another name (name: in the "
-            "description), or remove that training"
-        )
+    elif job.elsewhere is None and job.training.is_begun:
+        raise _taken(folder, job.training.folder)
+
+
+def _refuse_other_start(folder: Path, job: PretrainingJob) -> None:
+    """The same for a start. One that is done has its encoder."""
+    if job.trains is None or outcome(folder).state == DONE:
+        return
+    before = _job_before(folder)
+    trained = before.trains if isinstance(before, PretrainingJob) else None
+    # nnU-Net's results may lie elsewhere now
+    is_ours = trained is not None and trained.parts[-3:] == job.trains.parts[-3:]
+    if not is_ours and has_checkpoint(job.trains):
+        raise _taken(folder, job.trains)
+
+
+def _taken(folder: Path, training: Path) -> StudyError:
+    return StudyError(
+        f"{training} holds a training that this study did not start; {folder.name} would continue "
+        "it or count it as its own. Give this study another name (name: in the description), or "
+        "remove that training"
+    )
 
 
 def _refuse_moved(folder: Path, job: FineTuningJob) -> None:
     """Raises MovedTrainingError where the run's training would have another folder than before, and
-    one of the two is not empty: that of another run would be continued or counted.
+    one of the two is not empty: that of another run would be continued or counted. What is trained
+    elsewhere may be moved by hand, before its run is done.
     """
     stored = read_job(folder)
-    if not isinstance(stored, FineTuningJob) or stored.fingerprint != job.fingerprint:
+    if not isinstance(stored, FineTuningJob) or job.is_other(stored):
         return  # of other settings altogether, which `write_job` says
     before, now = stored.training, job.training
-    if before != now and (before.is_begun or now.is_begun):
+    begun = before.is_begun, now.is_begun
+    by_hand = job.elsewhere is not None
+    is_mixed = (all(begun) or outcome(folder).state == DONE) if by_hand else any(begun)
+    if before != now and is_mixed:
         raise MovedTrainingError(folder, before, now)
 
 
 def outcome(folder: Path) -> Outcome:
-    if not (folder / OUTCOME).is_file():
+    try:
+        content = files.read_json(folder / OUTCOME)
+    except (FileNotFoundError, NotADirectoryError):
         return Outcome(NOT_DONE)
-    content = files.read_json(folder / OUTCOME)
-    return Outcome(content["state"], content["reason"])
+    if not (isinstance(content, dict) and content.get("state") in (DONE, FAILED)):
+        raise StudyError(
+            f'{folder / OUTCOME} is damaged: it must have "state": "{DONE}" or "{FAILED}". Remove '
+            f"it; {MEASURES}"
+        )
+    return Outcome(content["state"], content.get("reason"))
 
 
 def write_outcome(folder: Path, outcome: Outcome) -> None:
@@ -291,4 +409,4 @@ def write_outcome(folder: Path, outcome: Outcome) -> None:
 def forget_failure(folder: Path) -> None:
     """Before another attempt."""
     if outcome(folder).state == FAILED:
-        (folder / OUTCOME).unlink()
+        (folder / OUTCOME).unlink(missing_ok=True)  # another call may have been quicker

@@ -30,7 +30,7 @@ class NnunetTraining:
     @property
     def is_begun(self) -> bool:
         """Whether it has left a checkpoint."""
-        return any(self.folder.glob("checkpoint_*.pth"))
+        return has_checkpoint(self.folder)
 
     @property
     def has_predictions(self) -> bool:
@@ -43,3 +43,7 @@ class NnunetTraining:
     def command(self, device: str, program: str = NNUNET) -> Command:
         arguments = [program, self.dataset, self.configuration, str(self.fold)]
         return [*arguments, "-tr", self.trainer, "-p", self.plans, "-device", device]
+
+
+def has_checkpoint(fold: Path) -> bool:
+    return any(fold.glob("checkpoint_*.pth"))

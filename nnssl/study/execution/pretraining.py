@@ -10,6 +10,7 @@ from pathlib import Path
 from nnssl import files
 from nnssl.commands import Command
 from nnssl.study.design.description import Arm, Study, settings
+from nnssl.study.execution import runs
 from nnssl.study.execution.datasets import Dataset, labelled
 from nnssl.study.execution.executor import Executor
 from nnssl.study.execution.flags import flags, recipe_flags
@@ -48,24 +49,28 @@ class Start(Work):
 
     @property
     def recipe(self) -> dict:
-        """The recipe of the training with labels, which belongs to no task."""
-        return {**self.study.recipe, **self.arm.recipe}
+        """Of the training with labels."""
+        return runs.pretraining_recipe(self.study, self.arm)
 
     @property
     def job(self) -> PretrainingJob:
-        training = self.training
+        training, before = self.training, runs.pretraining_before(self.study, self.arm)
         return PretrainingJob(
             commands=commands_of(self, self.checkpoint),
             makes=self.checkpoint,
             afresh=self.arm.start == "imagenet",
             trains=training.folder if training else None,
             plans=training.plans if training else None,
+            described=files.fingerprint(runs.pretraining_of(self.study, self.arm)),
+            after=files.fingerprint(before) if before else None,
             fingerprint=files.fingerprint(self._made_of),
         )
 
     @property
     def _made_of(self) -> dict:
-        """What would make it another pretraining."""
+        """What would make it another pretraining; with the paths of this machine, unlike what
+        `described` is made of.
+        """
         said = {key: value for key, value in settings(self.arm).items() if key not in NOT_OF_IT}
         return said | {"recipe": self.recipe} if self.training else said
 

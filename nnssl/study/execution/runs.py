@@ -11,7 +11,7 @@ from itertools import chain
 from pathlib import Path
 
 from nnssl.study.design.description import BASELINE, OTHERS, Arm, Budget, Study, Task, settings
-from nnssl.study.design.parts import NEEDS
+from nnssl.study.design.parts import NEEDS, merged
 from nnssl.study.execution.datasets import Dataset
 from nnssl.study.execution.jobs import Work
 
@@ -43,7 +43,7 @@ class ArmOnTask:
     @property
     def trainer(self) -> str:
         fixed = self.arm.trainer or FIXED_TRAINERS.get(self.arm.start)
-        return fixed or self.recipe.get("trainer", TRAINER)
+        return fixed or self.recipe.get("trainer") or TRAINER
 
     @property
     def plans(self) -> str:
@@ -57,7 +57,7 @@ class ArmOnTask:
     @property
     def epochs(self) -> int:
         """0 where nobody here decides on them."""
-        return 0 if self.arm.start == "elsewhere" else int(self.recipe.get("epochs", EPOCHS))
+        return 0 if self.arm.start == "elsewhere" else int(self.recipe.get("epochs") or EPOCHS)
 
     @property
     def described(self) -> dict:
@@ -77,15 +77,13 @@ class ArmOnTask:
         """
         task = {key: value for key, value in settings(self.task).items() if key in VALIDATION}
         arms = dict.fromkeys(arm.name for arm in (self.arm, self.source) if arm)
-        starts = {name: self._start_of(name) for name in arms}
+        starts = {name: _start_of(self.study, name) for name in arms}
         return {"task": task, "by_fold": self.study.by_fold, "starts": starts}
 
-    def _start_of(self, arm: str) -> dict:
-        """Paths as they are written: elsewhere the same file has another one."""
-        entries = {entry.get("name"): entry for entry in self.study.source.get("arms", ())}
-        (parsed,) = (settings(other) for other in self.study.arms if other.name == arm)
-        written = {key: str(value) for key, value in entries.get(arm, {}).items() if key in PATHS}
-        return {key: value for key, value in {**parsed, **written}.items() if key in OF_A_START}
+    @property
+    def after(self) -> dict | None:
+        """What the description says of the pretraining before that of `source`, if there is one."""
+        return pretraining_before(self.study, self.source) if self.source else None
 
     @property
     def source(self) -> Arm | None:
@@ -138,6 +136,31 @@ class StudyRun(ArmOnTask, Work):
     def turn(self) -> tuple[int, int]:
         """Runs are sorted by it: every arm of a small budget before the next one."""
         return self.study.seeds.index(self.seed), self.study.budgets.index(self.budget)
+
+
+def _start_of(study: Study, arm: str) -> dict:
+    """Paths as they are written: elsewhere the same file has another one."""
+    entries = {entry.get("name"): entry for entry in study.source.get("arms", ())}
+    (parsed,) = (settings(other) for other in study.arms if other.name == arm)
+    written = {key: str(value) for key, value in entries.get(arm, {}).items() if key in PATHS}
+    return {key: value for key, value in {**parsed, **written}.items() if key in OF_A_START}
+
+
+def pretraining_of(study: Study, arm: Arm) -> dict:
+    """What the description says of an arm's encoder, with paths as they are written."""
+    said = _start_of(study, arm.name)
+    return said | {"recipe": pretraining_recipe(study, arm)} if arm.start == "supervised" else said
+
+
+def pretraining_before(study: Study, arm: Arm) -> dict | None:
+    """That of the arm after which this one is pretrained; None without `after`."""
+    named = [other for other in study.arms if other.name == arm.after]
+    return pretraining_of(study, named[0]) if named else None
+
+
+def pretraining_recipe(study: Study, arm: Arm) -> dict:
+    """The recipe of a pretraining with labels, which belongs to no task."""
+    return merged(study.recipe, arm.recipe)
 
 
 def all_pairs(study: Study) -> list[ArmOnTask]:

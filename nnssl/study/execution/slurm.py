@@ -42,10 +42,11 @@ def slurm(folder: Path, parameters: Mapping[str, object]) -> Executor:
 
     folder:     for submitit's scripts and logs, where all nodes see it.
     parameters: of submitit's AutoExecutor, such as slurm_partition, timeout_min, gpus_per_node,
-    mem_gb. Raises StudyError where submitit or SLURM is missing.
+    mem_gb. Raises StudyError where submitit or SLURM is missing, or a parameter is refused.
     """
     maker = _submitit(folder)
-    maker.update_parameters(**parameters)
+    for key, value in parameters.items():
+        _set_parameter(maker, str(key), value)
 
     def execute(folders: Sequence[Path], print_fn: PrintFn) -> None:
         waiting = [_Job(maker, one, print_fn) for one in folders]
@@ -66,6 +67,17 @@ def _submitit(folder: Path) -> AutoExecutor:
         return submitit.AutoExecutor(folder=str(folder / "%j"), cluster="slurm")
     except RuntimeError as error:
         raise StudyError(f"SLURM is not usable here ({error}); use --executor local") from error
+
+
+def _set_parameter(maker: AutoExecutor, key: str, value: object) -> None:
+    try:
+        maker.update_parameters(**{key: value})
+    except (NameError, AssertionError, TypeError, ValueError, AttributeError) as error:
+        raise StudyError(
+            f"slurm: submitit refuses {key}: {value!r} ({error}). Correct it in the description, "
+            "such as slurm: {slurm_partition: gpu, timeout_min: 1440}; SLURM's own parameters "
+            "begin with slurm_"
+        ) from error
 
 
 @dataclass

@@ -25,7 +25,7 @@ from nnssl.network.swin_unetr import SwinUNETR
 from nnssl.study.design import splits
 from nnssl.study.design.description import Study
 from nnssl.study.execution import collect, jobs, runs
-from nnssl.study.execution.jobs import FineTuningJob, training_fingerprint
+from nnssl.study.execution.jobs import FineTuningJob, StudyError, training_fingerprint
 from nnssl.study.measurement import features
 from nnssl.study.rows import PRETRAINED, AttentionRow, Budget, CkaRow, by_size, grouped
 from nnssl.types import PREPROCESSED, PrintFn, Shape
@@ -67,9 +67,18 @@ def _append(path: Path, rows: Iterator[Measured], known: set[Key]) -> int:
 
 def _stored(path: Path) -> list[Measured]:
     """The rows that were measured before; of those with the same key the last one."""
-    rows = [row for row in files.read_json_lines(path) if row["kind"] in MEASURED]
-    parsed = [MEASURED[row["kind"]].from_json(row) for row in rows]
+    rows = [row for row in collect.stored_rows(path) if row["kind"] in MEASURED]
+    parsed = [_measured_row(path, MEASURED[row["kind"]], row) for row in rows]
     return list({row.key: row for row in parsed}.values())
+
+
+def _measured_row(path: Path, kind: type[Measured], row: dict) -> Measured:
+    if lacking := [name for name in kind.required() if name not in row]:
+        raise StudyError(
+            f"{path}: a row of kind {kind.KIND} lacks {', '.join(lacking)}: {str(row)[:60]}. "
+            "Remove that row, and nnssl_study features measures it again"
+        )
+    return kind.from_json(row)
 
 
 def _ends(study: Study) -> list[list[FineTuningJob]]:
@@ -114,6 +123,9 @@ class ReuseComparison:
 
     @cached_property
     def plans(self) -> dict:
+        """Raises StudyError where they have changed since the runs were begun."""
+        for job in self.jobs:
+            job.require_same_plans()
         return files.read_json(self.data / f"{self.job.plans}.json")
 
     @cached_property
@@ -156,23 +168,29 @@ class ReuseComparison:
 
     def accepts(self, row: Measured) -> bool:
         """Whether a row with a key of its own still holds: of these trainings and as many volumes.
-        What an earlier version has not noted is not asked for.
+        What an earlier version has not noted, such as the pretrained one, does not count.
         """
         if row.trainings is None:
             return True
-        return row.trainings == self._trainings_of(row) and row.volumes == self.volumes
+        networks = self._trainings_of(row)
+        earlier = networks and [one for one in networks if one != self.job.checkpoint]
+        return row.trainings in (networks, earlier) and row.volumes == self.volumes
 
     def _trainings_of(self, row: Measured) -> list[str] | None:
-        """The fingerprints of its fine-tuned networks; None where one has no results."""
+        """What tells its networks from others: of the pretrained one the checkpoint's hash, where
+        the run has noted it; None where a fine-tuned one has no results.
+        """
         named = [self._trainings[name] for name in row.encoders if name in self._trainings]
         known = [fingerprint for fingerprint in named if fingerprint]
         return known if len(known) == len(named) else None
 
     @cached_property
     def _trainings(self) -> dict[str, str | None]:
-        """The fingerprint of each fine-tuned network, by its name."""
+        """Of each network, by its name."""
         folders = {f"{job.arm} {job.budget}": self.folder / job.run for job in self.jobs}
-        return {name: training_fingerprint(folder) for name, folder in folders.items()}
+        found = {name: training_fingerprint(folder) for name, folder in folders.items()}
+        sha256 = self.job.checkpoint
+        return {f"{self.job.arm} {PRETRAINED}": sha256, **found} if sha256 else found
 
     def rows(self) -> Iterator[Measured]:
         networks = self._networks()
@@ -208,4 +226,6 @@ class ReuseComparison:
     @property
     def _cases(self) -> list[str]:
         """That the runs are validated on."""
-        return files.read_json(self.data / splits.FILE)[self.job.fold]["val"]
+        if self.job.val is not None:
+            return self.job.val
+        return splits.read(self.data / splits.FILE)[self.job.fold]["val"]  # of an earlier version
