@@ -146,6 +146,29 @@ def test_python_ends_though_a_stream_was_never_left():
     assert (done.returncode, done.stdout) == (0, "1\n"), done.stderr
 
 
+HUNG_UP = """
+import os, socket
+from multiprocessing import resource_sharer
+
+from nnssl.train import batches
+
+batches._quiet_worker(0)
+shared = resource_sharer.DupFd(os.open(os.devnull, os.O_RDONLY))
+with socket.socket(socket.AF_UNIX) as broken_off:
+    broken_off.connect(shared._id[0])
+os.close(shared.detach())  # which the thread answers next
+raise RuntimeError("another error")
+"""
+
+
+def test_a_loop_that_stops_while_it_takes_a_batch_prints_no_error_of_the_reader():
+    done = subprocess.run(
+        [sys.executable, "-c", HUNG_UP], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert "another error" in done.stderr
+    assert done.stderr.count("Traceback") == 1
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_a_run_that_waits_for_data_is_saved_and_ends(tmp_path, monkeypatch, number):
     """U14: SLURM's SIGUSR1 ended it without a save."""

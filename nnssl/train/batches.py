@@ -19,6 +19,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from multiprocessing.connection import wait
+from types import TracebackType
 from typing import Protocol, cast
 
 import torch
@@ -30,6 +31,7 @@ CHILD = (signal.SIGCHLD,) if hasattr(signal, "SIGCHLD") else ()
 TO_SEE = 5.0  # seconds within which the end of a reader that ends, or was killed, is seen
 PATIENCE = 2.0  # seconds that a reader may take to end by itself
 FAILURES = (RuntimeError, OSError, EOFError)  # what PyTorch raises when a reader is gone
+HANG_UPS = (EOFError, ConnectionError)  # what a reader's connection raises when the loop is gone
 WHEN_GONE = (
     "A process that reads crops has ended. If it was killed, memory ran out: use fewer --workers "
     "or a smaller --batch-size. If it was a bus error or a shared-memory error, /dev/shm is too "
@@ -272,7 +274,16 @@ def _quiet_worker(_: int) -> None:
     # typeshed leaves it out
     queue: type = multiprocessing.queues.Queue
     queue._on_queue_feeder_error = handler  # pyright: ignore[reportAttributeAccessIssue]
+    # The thread that hands over file handles prints an error where the loop stops meanwhile.
+    sys.excepthook = _pass_over_hang_ups
     torch.set_num_threads(1)
+
+
+def _pass_over_hang_ups(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    if not issubclass(kind, HANG_UPS):
+        sys.__excepthook__(kind, error, trace)
 
 
 def _give_up(error: Exception, _: object) -> None:
