@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import shlex
 import shutil
 import socket
 import tempfile
@@ -308,6 +309,11 @@ def is_file(path: Path | str) -> bool:
 def exists(path: Path | str) -> bool:
     """Not, either, where this user may not look, as in `is_file`."""
     return os.path.exists(path)  # noqa: PTH110
+
+
+def quoted(path: Path | str) -> str:
+    """As a shell takes it, for commands in messages."""
+    return shlex.quote(str(path))
 
 
 def inside(folder: Path | str, name: str) -> Path:

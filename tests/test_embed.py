@@ -238,7 +238,7 @@ def test_all_failures_are_written_and_some_printed(tmp_path, weights, scans, mon
         return whole(task, **options)
 
     monkeypatch.setattr(work, "prepared", fail_but_one)
-    monkeypatch.setattr(work, "TOLD", 2)
+    monkeypatch.setattr(work, "PRINTED", 2)
     said: list[str] = []
     options = EmbedOptions([scans], tmp_path, weights, num_processes=0, device="cpu")
     work.embed(options, said.append)

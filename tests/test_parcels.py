@@ -19,7 +19,7 @@ from batchgeneratorsv2.transforms.utils.deep_supervision_downsampling import (
 from torch.nn import functional
 
 from nnssl import phantoms
-from nnssl.data import atlas, parcel_failures, parcel_maps
+from nnssl.data import atlas, parcel_failures, parcel_maps, survey_index
 from nnssl.data.crops import PARCELS, Crops
 from nnssl.data.orientation import flipped_axes
 from nnssl.data.prepare import PrepareRequest, prepare
@@ -116,6 +116,25 @@ def test_parcels_do_not_depend_on_the_direction_of_stored_axes(mixed):
 )
 def test_flipped_axes_are_those_of_the_arrays(name, other, flips):
     assert flipped_axes(name, other) == flips == flipped_axes(other, name)
+
+
+def test_orientations_are_read_from_one_file_and_what_it_lacks_from_the_scans_lines(mixed):
+    folder, plan = mixed
+    index = folder / survey_index.INDEX
+    kept, found = index.read_text(), parcel_maps._several_orientations
+    cases = {case.id for case in plan.cases}
+    whole = found(folder, plan, cases)
+    assert sorted(whole[parcel_maps.ORIENTATIONS].values()) == ["LPS", "LPS", "LPS", "RAI"]
+    try:
+        for text in ("", "".join(kept.splitlines(keepends=True)[:3]), kept[:-20]):
+            index.write_text(text)
+            assert found(folder, plan, cases) == whole
+        index.write_text(kept)
+        (folder / "survey").rename(folder / "away")
+        assert found(folder, plan, cases) == whole
+    finally:
+        index.write_text(kept)
+        (folder / "away").rename(folder / "survey")
 
 
 def test_parcels_made_before_orientations_counted_are_made_again_unless_a_run_has_them(mixed):

@@ -182,7 +182,7 @@ def _front(licence: str, tags: Iterable[str]) -> str:
     is_short = re.fullmatch(r"[a-z0-9.-]{2,40}", licence.lower()) and licence != UNKNOWN
     lines = "".join(f"\n- {tag}" for tag in tags)
     return (
-        f"---\nlibrary_name: nnssl-swin\nlicense: {licence.lower() if is_short else 'unknown'}\n"
+        f"---\nlibrary_name: {LIBRARY}\nlicense: {licence.lower() if is_short else 'unknown'}\n"
         f"pipeline_tag: image-feature-extraction\ntags:{lines}\n---\n"
     )
 

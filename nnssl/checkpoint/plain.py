@@ -67,7 +67,7 @@ def why_no_weights(tensor: object) -> str | None:
 def why_inflated(tensors: Iterable[object]) -> str | None:
     """Why tensors would take much more memory than what holds them; None where they do not.
 
-    Many tensors may share one storage. In half precision each would become a copy of its own.
+    Many tensors may be views of one storage. In half precision each would become a copy.
     """
     dense = [each for each in tensors if isinstance(each, Tensor) and _is_held(each)]
     held = {each.untyped_storage().data_ptr(): each.untyped_storage().nbytes() for each in dense}
@@ -102,12 +102,6 @@ def _check_archive(path: Path) -> None:
     if not _is_archive(path):
         return  # PyTorch before 1.6, or no file of it: its reader will tell
     is_torch, damaged = _tested(path)
-    if is_torch is None:
-        raise CheckpointError(
-            f"{path} cannot be read as a checkpoint: it is a TorchScript archive (torch.jit.save), "
-            "which holds code that would have to be executed. Ask its author for a file of tensors "
-            "only: torch.save(model.state_dict(), FILE)"
-        )
     if not is_torch:
         raise CheckpointError(
             f"{path} cannot be read as a checkpoint: PyTorch did not write it: its records are "
@@ -125,21 +119,31 @@ def _is_archive(path: Path) -> bool:
         return file.read(len(MAGIC)) == MAGIC
 
 
-def _tested(path: Path) -> tuple[bool | None, str | None]:
-    """Whether torch.save wrote the archive, None if torch.jit.save did; and the first of its
-    records that is damaged.
+def _tested(path: Path) -> tuple[bool, str | None]:
+    """Whether PyTorch wrote the archive, and the first of its records that is damaged. Raises
+    CheckpointError for TorchScript.
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            if any(name.endswith(f"/{SCRIPT}") for name in archive.namelist()):
-                return None, None
+            _refuse_script(archive, path)
             is_torch = _is_torch(archive, path.stat().st_size)
             return is_torch, archive.testzip() if is_torch else None
+    except CheckpointError:
+        raise
     except Exception as error:  # as above
         raise CheckpointError(
             f"{path} cannot be read as a checkpoint: it is truncated or damaged "
             f"({printable(error)}). Copy it again from its source"
         ) from error
+
+
+def _refuse_script(archive: zipfile.ZipFile, path: Path) -> None:
+    if any(name.endswith(f"/{SCRIPT}") for name in archive.namelist()):
+        raise CheckpointError(
+            f"{path} cannot be read as a checkpoint: it is a TorchScript archive (torch.jit.save), "
+            "which holds code that would have to be executed. Ask its author for a file of tensors "
+            "only: torch.save(model.state_dict(), FILE)"
+        )
 
 
 def _is_torch(archive: zipfile.ZipFile, size: int) -> bool:

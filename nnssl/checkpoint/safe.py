@@ -9,7 +9,6 @@ header and is not stored.
 from __future__ import annotations
 
 import json
-import shlex
 from pathlib import Path
 
 from torch import Tensor
@@ -104,7 +103,7 @@ def _ours(entry: object, path: Path) -> dict:
         return entry
     raise CheckpointError(
         f"{path} is a safetensors file, but not one of nnssl_convert --hub; to convert "
-        f"third-party weights, type: nnssl_convert {shlex.quote(str(path))} -o CHECKPOINT"
+        f"third-party weights, type: nnssl_convert {files.quoted(path)} -o CHECKPOINT"
     )
 
 

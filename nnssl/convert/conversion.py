@@ -11,7 +11,6 @@ everything else is pushed into the weights (`adapt`).
 from __future__ import annotations
 
 import math
-import shlex
 import time
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -98,7 +97,7 @@ def _require_finite(flag: str, numbers: tuple[float, ...] | None) -> None:
 def _report(request: ConvertRequest) -> str:
     """What was written, and how to use it."""
     description = checkpoint.describe(checkpoint.load(request.output))
-    output = shlex.quote(str(request.output))
+    output = files.quoted(request.output)
     if not request.hub:
         return f"{description}\nUse it: nnssl_plan -d DATASET -c {output}"
     return (
@@ -144,7 +143,7 @@ def _require_another_form(request: ConvertRequest) -> None:
     if same and not request.hub:
         raise ForeignError(
             f"{request.file} is a checkpoint of this package already; use it: nnssl_plan -d "
-            f"DATASET -c {shlex.quote(str(request.file))}, write it as a folder for Hugging Face "
+            f"DATASET -c {files.quoted(request.file)}, write it as a folder for Hugging Face "
             "(--hub -o FOLDER), or at half the size (--half)"
         )
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from nnssl.data.crops import stored_array
+from nnssl.data.orientation import NO_FLIP, Flips
 from nnssl.data.refusals import itk_error
 from nnssl.hu import HUPolicy
 from nnssl.types import Shape, Spacing
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 SOFT = (-500.0, 400.0)  # HU; what is beyond tells little of where one is
 STARTS = (0.0, -60.0, 60.0)  # mm along z: how much of neck or legs is in a scan differs
 COARSE = 8.0  # mm, of the grid that is registered
-NO_FLIP = (False, False, False)  # of x, y and z
 STRETCH = (0.65, 1.35)  # of an axis; beyond it the registration has failed
 NOTHING = 1e-3  # std of an image that shows nothing to register
 
@@ -69,11 +69,11 @@ def register(
     template: np.ndarray,
     voxels: np.ndarray,
     spacing: Spacing,
-    flips: tuple[bool, bool, bool] = NO_FLIP,
+    flips: Flips = NO_FLIP,
 ) -> Affine:
     """The affine map from `voxels` to `template`, both HU [Z Y X] at `spacing` mm.
 
-    flips: which of x, y and z run the other way in the template; no optimiser finds that.
+    flips: the axes that run the other way in the template; no optimiser finds that.
 
     Mattes mutual information on a coarse grid, from each of STARTS; the best of them counts.
     Raises RegistrationError where none succeeds or the result cannot be anatomy.
@@ -83,7 +83,7 @@ def register(
 
 
 def _best(
-    fixed: SimpleITK.Image, moving: SimpleITK.Image, flips: tuple[bool, bool, bool]
+    fixed: SimpleITK.Image, moving: SimpleITK.Image, flips: Flips
 ) -> SimpleITK.AffineTransform:
     """The transform from fixed to moving of the lowest metric, over all STARTS."""
     starts = [_initial(fixed, moving, start, flips) for start in STARTS]
@@ -145,7 +145,7 @@ def _initial(
     fixed: SimpleITK.Image,
     moving: SimpleITK.Image,
     start: float,
-    flips: tuple[bool, bool, bool],
+    flips: Flips,
 ) -> SimpleITK.AffineTransform:
     """The images' centres on each other, axes turned by `flips`, then `start` mm along z."""
     import SimpleITK

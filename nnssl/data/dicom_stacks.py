@@ -180,7 +180,7 @@ def _check_not_inverted(stack: list[Slice]) -> None:
     """
     if any(one.photometric == INVERTED for one in stack):
         raise UnusableScanError(
-            f"is {INVERTED} (PhotometricInterpretation, tag 0028,0004), whose values ITK inverts; "
+            f"is {INVERTED} (PhotometricInterpretation, tag 0028,0004): ITK inverts its values; "
             "convert it to NIfTI with a program that reads the stored values, such as dcm2niix"
         )
 

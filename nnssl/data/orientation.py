@@ -15,7 +15,9 @@ import numpy as np
 
 from nnssl.types import Spacing
 
+Flips = tuple[bool, bool, bool]  # of x, y and z
 UNIFIED = "LPS"
+NO_FLIP: Flips = (False, False, False)
 # between DICOM's frame and nibabel's, which runs to the right and to the front
 FLIPS = np.diag([-1.0, -1.0, 1.0])
 
@@ -87,13 +89,13 @@ def describe_mixture(names: Iterable[str]) -> str:
     )
 
 
-def flipped_axes(name: str, other: str) -> tuple[bool, bool, bool]:
-    """Which of x, y and z run the other way in the arrays that `unify` gives of scans whose
-    orientations are called `name` and `other`. None does where one of them is unknown.
+def flipped_axes(name: str, other: str) -> Flips:
+    """Which axes run the other way in the arrays that `unify` gives of scans with the orientations
+    `name` and `other`. None does where one of them is unknown.
     """
     one, two = _in_array(name), _in_array(other)
     if not (one and two):
-        return False, False, False
+        return NO_FLIP
     return one[0] != two[0], one[1] != two[1], one[2] != two[2]
 
 

@@ -18,9 +18,9 @@ from pathlib import Path
 
 import numpy as np
 
-from nnssl.data import atlas
+from nnssl.data import atlas, survey_index
 from nnssl.data.crops import PARCELS, is_stored
-from nnssl.data.orientation import flipped_axes
+from nnssl.data.orientation import Flips, flipped_axes
 from nnssl.data.parcel_failures import (
     FAILED,
     how_to_go_on,
@@ -61,8 +61,8 @@ class _Work:
         """HU [Z Y X] of a preprocessed scan."""
         return atlas.hounsfield(atlas.load_volume(inside(self.folder, f"{case}.b2nd")), self.hu)
 
-    def flips(self, case: str, template: str) -> tuple[bool, bool, bool]:
-        """Which of x, y and z run the other way in `template`."""
+    def flips(self, case: str, template: str) -> Flips:
+        """The axes that run the other way in `template`."""
         names = self.orientations
         return flipped_axes(names.get(case, ""), names.get(template, ""))
 
@@ -306,5 +306,8 @@ def _several_orientations(folder: Path, plan: Plan, cases: set[str]) -> dict:
     so that parcels of earlier versions stay valid.
     """
     sources = {case.id: Found(case.source, case.series) for case in plan.cases if case.id in cases}
-    names = {case: orientation_of(scan, folder) for case, scan in sources.items()}
+    known = survey_index.orientations(folder)  # which spares opening one file per scan
+    names = {
+        case: known.get(scan) or orientation_of(scan, folder) for case, scan in sources.items()
+    }
     return {ORIENTATIONS: names} if len(set(names.values()) - {""}) > 1 else {}

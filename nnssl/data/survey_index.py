@@ -20,6 +20,8 @@ from nnssl.files import atomic
 from nnssl.host_memory import garbage_collection_paused
 
 INDEX = "surveyed.jsonl"
+# what an absent or damaged file raises, which is then not used
+DAMAGE = (OSError, ValueError, TypeError, KeyError, StopIteration)
 
 
 class Index:
@@ -34,13 +36,7 @@ class Index:
         self._failed: list | None = None
         try:
             self._load(signatures)
-        except (
-            OSError,
-            ValueError,
-            TypeError,
-            KeyError,
-            StopIteration,
-        ):  # absent or damaged: not used
+        except DAMAGE:
             self.known, self._failed = {}, None
 
     def _load(self, signatures: Mapping[Found, list]) -> None:
@@ -80,6 +76,17 @@ class Index:
                 fields = line.without("histogram", "state")
                 row = [file_name, there.get(file_name), signatures[scan], fields]
                 file.write(encode(row) + "\n")
+
+
+def orientations(folder: Path) -> dict[Found, str]:
+    """Of the scans in the file, as stored; none where it is absent or damaged."""
+    try:
+        with (folder / INDEX).open(encoding="utf-8") as file:
+            next(file)
+            lines = (line for *_, line in map(json.loads, file))
+            return {Found(line["path"], line["series"]): line["orientation"] for line in lines}
+    except DAMAGE:
+        return {}
 
 
 def _failure_rows(failed: Mapping[Found, str]) -> list[list[str]]:

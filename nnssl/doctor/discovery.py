@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 from collections.abc import Iterator
 from contextlib import redirect_stdout
 from functools import lru_cache
@@ -137,7 +136,7 @@ def _of_plans(path: Path) -> Iterator[Finding]:
     except (ValueError, OSError) as error:
         remedy = "chmod u+r" if isinstance(error, OSError) else "rm"
         says = f"{path} cannot be read: {first_line(error)}"
-        yield wrong(says, f"{remedy} {shlex.quote(str(path))}")
+        yield wrong(says, f"{remedy} {files.quoted(path)}")
         return
     if _names_ours(plans):
         yield _judge(path, plans)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import shlex
 import shutil
 import tempfile
 from pathlib import Path
 
+from nnssl import files
 from nnssl.doctor.finding import Finding, note, ok, wrong
 from nnssl.types import PREPROCESSED, RAW, RESULTS
 
@@ -26,7 +26,7 @@ def _folder(variable: str, written: bool = True) -> Finding:
     if _is_hidden(path):
         return wrong(f"{variable}: {path} is below a folder that you may not enter", export)
     if not path.exists():
-        return wrong(f"{variable}: folder {path} does not exist", f"mkdir -p {_quoted(path)}")
+        return wrong(f"{variable}: folder {path} does not exist", f"mkdir -p {files.quoted(path)}")
     if not path.is_dir():
         return wrong(f"{variable}: {path} is not a folder", export)
     return _access(f"{variable}: {path}", path, written)
@@ -46,17 +46,14 @@ def _is_hidden(path: Path) -> bool:
 def _access(says: str, path: Path, written: bool) -> Finding:
     """`says`: what it is called, and where it is."""
     if not os.access(path, os.R_OK | os.X_OK):
-        return wrong(f"{says} is not readable", f"chmod u+rx {_quoted(path)}")
+        return wrong(f"{says} is not readable", f"chmod u+rx {files.quoted(path)}")
     if not written:
         return ok(says)
     if (error := _cannot_write(path)) is not None:
-        return wrong(f"{says} is not writable ({error.strerror})", f"chmod u+w {_quoted(path)}")
+        return wrong(
+            f"{says} is not writable ({error.strerror})", f"chmod u+w {files.quoted(path)}"
+        )
     return _space(f"{says}, writable", path)
-
-
-def _quoted(path: Path) -> str:
-    """As a shell takes it."""
-    return shlex.quote(str(path))
 
 
 def _space(says: str, path: Path) -> Finding:

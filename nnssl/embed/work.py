@@ -31,7 +31,7 @@ from nnssl.train.distributed import choose_device
 from nnssl.types import PrintFn, Spacing
 
 FAILED = "failed.json"  # the scans that failed in the last call, and why
-TOLD = 10  # of them are printed
+PRINTED = 10  # of them
 
 
 @dataclass(frozen=True)
@@ -286,10 +286,10 @@ def _too_large(encoder: Encoder, scan: Prepared) -> RuntimeError:
 
 
 def _tell_failures(work: EmbedWork, tasks: Sequence[EmbedTask], failed: dict[str, str]) -> None:
-    for scan, reason in list(failed.items())[:TOLD]:
+    for scan, reason in list(failed.items())[:PRINTED]:
         work.print_fn(f"  {scan}: {reason}")
-    if len(failed) > TOLD:
-        work.print_fn(f"  and {len(failed) - TOLD} more: {work.folder / FAILED}")
+    if len(failed) > PRINTED:
+        work.print_fn(f"  and {len(failed) - PRINTED} more: {work.folder / FAILED}")
     unlabelled = [task.row.id for task in tasks if task.labels is None]
     if work.has_labels and unlabelled:
         work.print_fn(f"  {len(unlabelled)} without a matching mask, such as {unlabelled[0]}")

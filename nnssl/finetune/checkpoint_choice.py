@@ -8,7 +8,6 @@ package (`nnssl.weights.default`).
 from __future__ import annotations
 
 import os
-import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -157,7 +156,7 @@ def require_recorded_hash(choice: CheckpointChoice, sha256: str) -> None:
         raise OriginError(
             f"{choice.path} has changed since {choice.named_by} recorded it: its sha256 is "
             f"{sha256}, expected {choice.sha256}. {WHEN_CHANGED}, or create new plans:\n  "
-            f"nnssl_plan -d DATASET -c {shlex.quote(str(choice.path))} --name NAME"
+            f"nnssl_plan -d DATASET -c {files.quoted(choice.path)} --name NAME"
         )
 
 

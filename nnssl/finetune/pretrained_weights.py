@@ -12,12 +12,12 @@ watch a network that starts again:
 
 from __future__ import annotations
 
-import shlex
 import sys
 from collections.abc import Mapping
 
 from torch import Tensor, nn
 
+from nnssl import files
 from nnssl.finetune.architecture import INFO
 from nnssl.network.layers import HEADS
 from nnssl.types import PrintFn
@@ -129,7 +129,7 @@ def _require_our_network(file: str, saved: Mapping) -> None:
         raise PretrainedWeightsError(
             f"{file} is the checkpoint of a pretraining, not of a labelled training: leave out "
             f"-pretrained_weights and create plans that name it: nnssl_plan -d DATASET -c "
-            f"{shlex.quote(file)} --name NAME, and train with -p NAME"
+            f"{files.quoted(file)} --name NAME, and train with -p NAME"
         )
     if not any(name.startswith("encoder.patch_embed.") for name in saved["network_weights"]):
         trainer = saved.get("trainer_name", "its trainer")
@@ -137,7 +137,7 @@ def _require_our_network(file: str, saved: Mapping) -> None:
         raise PretrainedWeightsError(
             f"{file} holds a network of another package; start from it with its own trainer and "
             f"plans: nnUNetv2_train DATASET CONFIGURATION FOLD -tr {trainer} -p {plans} "
-            f"-pretrained_weights {shlex.quote(file)}"
+            f"-pretrained_weights {files.quoted(file)}"
         )
 
 
@@ -171,7 +171,7 @@ def _replan(saved: Mapping, file: str) -> str:
     checkpoint = plans.get(INFO, {}).get("checkpoint_path")
     start = f"-a PRESET_OF_{file.rsplit('/', 1)[-1]}"
     if checkpoint:
-        start = f"-c {shlex.quote(checkpoint)}"
+        start = f"-c {files.quoted(checkpoint)}"
     return f"nnssl_plan -d DATASET {start}{_decoder_option(plans)} --name NAME"
 
 

@@ -12,7 +12,7 @@ from nnssl.data.plan import PLAN
 from nnssl.report import collection, cost
 from nnssl.report.collection import Collection
 from nnssl.train.log import LOG, duration
-from nnssl.train.manifest import is_manifest
+from nnssl.train.manifest import sittings_in
 from nnssl.train.pictures import is_finite
 from nnssl.train.run import FINAL, LATEST
 from nnssl.types import MANIFEST, PREPROCESSED
@@ -37,7 +37,9 @@ class Pretraining:
     @classmethod
     def read(cls, folder: Path) -> Pretraining:
         """Raises ValueError for a damaged log or checkpoint."""
-        return cls(folder, _rows(folder / LOG), _headers(folder), _sittings_in(folder / MANIFEST))
+        manifest = folder / MANIFEST
+        sittings = sittings_in(manifest) if manifest.is_file() else []
+        return cls(folder, _rows(folder / LOG), _headers(folder), sittings)
 
     @cached_property
     def header(self) -> dict:
@@ -98,15 +100,6 @@ def _rows(path: Path) -> list[dict]:
                 "Restore an older copy of the file, or delete that line"
             )
     return rows
-
-
-def _sittings_in(path: Path) -> list[dict] | None:
-    """Of a manifest; [] where there is none, None where it is not one of ours."""
-    try:
-        content = files.read_json(path) if path.is_file() else {"sittings": []}
-    except (OSError, ValueError):
-        return None
-    return content["sittings"] if is_manifest(content) else None
 
 
 def _headers(folder: Path) -> dict[str, dict]:

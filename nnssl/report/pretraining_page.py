@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from itertools import chain
+from operator import itemgetter
 from pathlib import Path
 
 from nnssl.checkpoint.describe import PROBE, UNKNOWN, by
@@ -148,12 +149,9 @@ def _extremes(rows: list[dict], key: str) -> list[Cell]:
     """First, lowest with its step, highest with its step, last."""
     course = [(row[key], row["step"]) for row in rows if key in row]
     finite = [pair for pair in course if pictures.is_finite(pair[0])]
-    lowest, highest = min(finite, default=NO_VALUE), max(finite, key=_first_of, default=NO_VALUE)
+    lowest = min(finite, default=NO_VALUE)
+    highest = max(finite, key=itemgetter(0), default=NO_VALUE)
     return [key, course[0][0], *lowest, *highest, course[-1][0]]
-
-
-def _first_of(pair: tuple[float, int]) -> float:
-    return pair[0]
 
 
 def _views(run: Pretraining) -> Tiles:

@@ -38,6 +38,11 @@ class Row:
         return [f.name for f in fields(cls) if f.default is f.default_factory is MISSING]
 
     @classmethod
+    def lacking(cls, content: Mapping) -> list[str]:
+        """The required fields that are not there."""
+        return [name for name in cls.required() if name not in content]
+
+    @classmethod
     def from_json(cls: type[R], content: Mapping) -> R:
         """Fields of other versions are left out."""
         return cls(**{f.name: content[f.name] for f in fields(cls) if f.name in content})

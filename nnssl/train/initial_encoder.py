@@ -4,13 +4,12 @@ checkpoint, or one for the weights of the run that it continues.
 
 from __future__ import annotations
 
-import shlex
 from dataclasses import replace
 from pathlib import Path
 
 from torch import Tensor
 
-from nnssl import checkpoint
+from nnssl import checkpoint, files
 from nnssl.encoder.config import SwinConfig
 from nnssl.encoder.presets import preset
 from nnssl.encoder.swin import Swin
@@ -76,5 +75,5 @@ def _inflate(config: SwinConfig, earlier: Path | str) -> str:
     """What helps a 2D encoder into 3D."""
     if config.spatial_dims == 3:
         return ""
-    inflate = f"nnssl_convert {shlex.quote(str(earlier))} -o NAME.pth --dims 3"
+    inflate = f"nnssl_convert {files.quoted(earlier)} -o NAME.pth --dims 3"
     return f", or inflate this one: {inflate}, and --from that"

@@ -17,7 +17,7 @@ from contextlib import suppress
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeGuard
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -53,11 +53,11 @@ class Manifest:
         """None at the first step: a folder may hold the manifest of a run that was removed."""
         if not self.run.step or not self.path.exists():
             return []
-        with suppress(OSError, ValueError):
-            if is_manifest(content := files.read_json(self.path)):
-                return content["sittings"]
-        self._warn(f"{self.path} is no manifest of ours; the sittings before this one are left out")
-        return []
+        if (before := sittings_in(self.path)) is None:
+            self._warn(
+                f"{self.path} is no manifest of ours; the sittings before this one are left out"
+            )
+        return before or []
 
     def write(self) -> None:
         """After a checkpoint; the first process alone. What cannot be written costs a warning."""
@@ -91,10 +91,16 @@ class Manifest:
         return round((now - self.joules) / JOULES, 3)
 
 
-def is_manifest(content: object) -> TypeGuard[dict]:
-    """Whether the content of a JSON file is a manifest: all its sittings have hours."""
+def sittings_in(path: Path) -> list[dict] | None:
+    """Of the manifest at `path`; None where it cannot be read, or is not one of ours: all sittings
+    have hours.
+    """
+    try:
+        content: object = files.read_json(path)
+    except (OSError, ValueError):
+        return None
     sittings = content.get("sittings") if isinstance(content, dict) else None
-    return isinstance(sittings, list) and all(map(_is_sitting, sittings))
+    return sittings if isinstance(sittings, list) and all(map(_is_sitting, sittings)) else None
 
 
 def _is_sitting(value: object) -> bool:

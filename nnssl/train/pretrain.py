@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -68,7 +67,7 @@ def _pretrain(
         run = build_run(options, plan, folder, device, earlier, from_scans, print_fn)
         train(run, print_fn)
     final = run.folder / FINAL
-    print_fn(f"finished: {final}\nlook at it with: nnssl_inspect {shlex.quote(str(final))}")
+    print_fn(f"finished: {final}\nlook at it with: nnssl_inspect {files.quoted(final)}")
     return final
 
 

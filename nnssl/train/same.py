@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict
@@ -12,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from nnssl import checkpoint
+from nnssl import checkpoint, files
 from nnssl.methods.method import MethodConfig
 from nnssl.types import FINAL
 
@@ -27,14 +26,9 @@ def read_run(file: Path) -> dict:
         raise ValueError(
             f"{file} holds no training state (nor does {FINAL}), so no run can continue from it. "
             "Restore the file that the run wrote, or start from its encoder: --from "
-            f"{_typed(file)} and another -o FOLDER"
+            f"{files.quoted(file)} and another -o FOLDER"
         )
     return content
-
-
-def _typed(file: Path) -> str:
-    """As a shell takes it."""
-    return shlex.quote(str(file))
 
 
 def require_same_run(
@@ -83,8 +77,8 @@ def load_weights(method: nn.Module, weights: dict, file: Path) -> None:
         raise ValueError(
             f"{file} cannot be continued: its weights do not match this version's method "
             f"({str(error).splitlines()[-1].strip()}). Start from its encoder with --from "
-            f"{_typed(file)} and another -o FOLDER, or continue it with the version of nnssl that "
-            "began it"
+            f"{files.quoted(file)} and another -o FOLDER, or continue it with the version of nnssl "
+            "that began it"
         ) from error
 
 

@@ -218,15 +218,12 @@ class Work:
         """Raises StudyError where the folder holds a job of other settings, or nnU-Net's a training
         that this study did not begin.
         """
-        if isinstance(job, FineTuningJob):
-            _refuse_others(self.folder, job)
-        else:
-            _refuse_other_start(self.folder, job)
-        _refuse_changed(self.folder, job)
+        _refuse_taken(self.folder, job)
+        _refuse_changed(self.folder, _job_before(self.folder), job)
 
     def begin(self, job: Job) -> None:
         """Write job.json, unless it is there. Raises StudyError as `check`."""
-        self.check(job)
+        _refuse_taken(self.folder, job)
         write_job(self.folder, job)
 
     def fail(self, reason: str) -> None:
@@ -263,7 +260,7 @@ def write_job(folder: Path, job: Job) -> None:
     """Raises OtherSettingsError or OtherDataError."""
     if (before := _job_before(folder)) == job:
         return
-    _refuse_changed(folder, job)
+    _refuse_changed(folder, before, job)
     if (
         isinstance(before, FineTuningJob)
         and isinstance(job, FineTuningJob)
@@ -277,9 +274,8 @@ def _job_before(folder: Path) -> Job | None:
     return read_job(folder) if (folder / JOB).is_file() else None
 
 
-def _refuse_changed(folder: Path, job: Job) -> None:
+def _refuse_changed(folder: Path, before: Job | None, job: Job) -> None:
     """Raises OtherSettingsError, or OtherDataError where both jobs know their data."""
-    before = _job_before(folder)
     if before and job.is_other(before):
         raise OtherSettingsError(folder, before)
     if isinstance(before, FineTuningJob) and isinstance(job, FineTuningJob):
@@ -345,8 +341,15 @@ def networks_of(folder: Path) -> set[str]:
     return {one for one in (checkpoint, training_fingerprint(folder)) if one}
 
 
-def _refuse_others(folder: Path, job: FineTuningJob) -> None:
-    """Raises StudyError where a run would take for its own what another run has trained."""
+def _refuse_taken(folder: Path, job: Job) -> None:
+    """Raises StudyError where a run or start would take for its own what another has trained."""
+    if isinstance(job, FineTuningJob):
+        _refuse_other_run(folder, job)
+    else:
+        _refuse_other_start(folder, job)
+
+
+def _refuse_other_run(folder: Path, job: FineTuningJob) -> None:
     if (folder / JOB).is_file():
         _refuse_moved(folder, job)
     elif job.elsewhere is None and job.training.is_begun:
@@ -354,7 +357,7 @@ def _refuse_others(folder: Path, job: FineTuningJob) -> None:
 
 
 def _refuse_other_start(folder: Path, job: PretrainingJob) -> None:
-    """The same for a start. One that is done has its encoder."""
+    """One that is done has its encoder."""
     if job.trains is None or outcome(folder).state == DONE:
         return
     before = _job_before(folder)

@@ -73,7 +73,7 @@ def _stored(path: Path) -> list[Measured]:
 
 
 def _measured_row(path: Path, kind: type[Measured], row: dict) -> Measured:
-    if lacking := [name for name in kind.required() if name not in row]:
+    if lacking := kind.lacking(row):
         raise StudyError(
             f"{path}: a row of kind {kind.KIND} lacks {', '.join(lacking)}: {str(row)[:60]}. "
             "Remove that row, and nnssl_study features measures it again"

@@ -58,7 +58,7 @@ def _kind_of(content: Mapping, what: str) -> type[Row]:
 
 
 def _require_fields(kind: type[Row], content: Mapping, what: str) -> None:
-    if missing := [name for name in kind.required() if name not in content]:
+    if missing := kind.lacking(content):
         raise ResultsError(f"{what} lacks {', '.join(missing)}")
 
 
