@@ -12,7 +12,7 @@ import yaml
 from nnssl import files
 from nnssl.study.design import description
 from nnssl.study.execution import jobs, runs
-from nnssl.study.execution.jobs import FineTuningJob, PretrainingJob
+from nnssl.study.execution.job_records import FineTuningJob, PretrainingJob
 from nnssl.study.rows import CaseRow, RunRow
 
 ARMS = [

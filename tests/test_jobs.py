@@ -41,7 +41,8 @@ from nnssl.study.execution import (
     slurm,
 )
 from nnssl.study.execution import fine_tuning as fine_tuning_jobs
-from nnssl.study.execution.jobs import FineTuningJob, StudyError, Work
+from nnssl.study.execution.job_records import FineTuningJob, Outcome, PretrainingJob, StudyError
+from nnssl.study.execution.jobs import Work
 from nnssl.study.rows import RunRow
 from nnssl.types import PREPROCESSED
 
@@ -526,7 +527,7 @@ def test_what_was_trained_elsewhere_does_not_follow_a_moved_entry(
     for fold in trained:
         fold_of(fine_tuning(fold=fold))
     if done:
-        jobs.write_outcome(run.folder, jobs.Outcome("done"))
+        jobs.write_outcome(run.folder, Outcome("done"))
     with pytest.raises(StudyError, match=r"splits_final\.json was made again"):
         run.begin(fine_tuning(fold=6, **elsewhere))
 
@@ -534,7 +535,7 @@ def test_what_was_trained_elsewhere_does_not_follow_a_moved_entry(
 def test_a_start_does_not_take_over_the_training_of_another_study(tmp_path):
     start, fold = Work(), tmp_path / "results" / "Dataset902" / "model" / "fold_all"
     start.folder = tmp_path / "labels"
-    made = jobs.PretrainingJob(commands=[], makes=tmp_path / "made", trains=fold, fingerprint="a")
+    made = PretrainingJob(commands=[], makes=tmp_path / "made", trains=fold, fingerprint="a")
     fold.mkdir(parents=True)
     start.begin(made)
     (fold / "checkpoint_latest.pth").touch()
@@ -562,7 +563,7 @@ def test_a_tolerance_that_is_edited_while_a_run_trains_counts(nnunet_env, tmp_pa
 
 
 def test_two_calls_may_forget_the_same_failure(tmp_path, monkeypatch):
-    jobs.write_outcome(tmp_path, jobs.Outcome("failed", "no memory"))
+    jobs.write_outcome(tmp_path, Outcome("failed", "no memory"))
     noted = jobs.outcome(tmp_path)
     monkeypatch.setattr(jobs, "outcome", lambda _: noted)
     jobs.forget_failure(tmp_path)
@@ -751,7 +752,7 @@ def test_another_tolerance_keeps_the_rows_until_there_are_others(nnunet_env, tmp
     folder, validation = tmp_path / "run", one.training.folder / "validation"
     jobs.write_job(folder, one)
     (folder / jobs.ROWS).write_text("{}")
-    jobs.write_outcome(folder, jobs.Outcome("done"))
+    jobs.write_outcome(folder, Outcome("done"))
     validation.mkdir(parents=True)
     (validation / "summary.json").write_text("{}")
     with pytest.raises(StudyError, match=r"2 mm.* 0\.5 mm.*predictions in .* are gone"):

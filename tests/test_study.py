@@ -38,7 +38,7 @@ from nnssl.study.execution import (
 )
 from nnssl.study.execution.arm_plans import Plans
 from nnssl.study.execution.datasets import Dataset
-from nnssl.study.execution.jobs import PretrainingJob, StudyError
+from nnssl.study.execution.job_records import Outcome, PretrainingJob, StudyError
 from nnssl.study.execution.runs import ArmOnTask
 
 DATASET = "Dataset902_Phantoms"
@@ -172,7 +172,7 @@ def begin_starts(study: Study) -> None:
     """All of its pretrainings, which are done from now on."""
     for start in pretraining.all_starts(study):
         start.begin(start.job)
-        jobs.write_outcome(start.folder, jobs.Outcome("done"))
+        jobs.write_outcome(start.folder, Outcome("done"))
 
 
 def test_a_pretraining_after_an_arm_that_has_changed_is_another_one(tmp_path, dataset):

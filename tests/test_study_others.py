@@ -30,7 +30,7 @@ from nnssl.study.execution import (
 )
 from nnssl.study.execution.arm_plans import Plans
 from nnssl.study.execution.datasets import Dataset
-from nnssl.study.execution.jobs import FineTuningJob, StudyError
+from nnssl.study.execution.job_records import FineTuningJob, StudyError
 from nnssl.study.execution.nnunet_training import NnunetTraining
 from nnssl.study.execution.runs import ArmOnTask
 from nnssl.study.report import write

@@ -23,7 +23,7 @@ from nnssl.hu import HUPolicy
 from nnssl.network.swin_unetr import SwinUNETR
 from nnssl.study.design.description import Study
 from nnssl.study.execution import jobs
-from nnssl.study.execution.jobs import StudyError
+from nnssl.study.execution.job_records import StudyError
 from nnssl.study.measurement import reuse
 from nnssl.study.report.results import Results
 from nnssl.study.rows import KINDS

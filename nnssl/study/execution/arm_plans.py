@@ -14,7 +14,7 @@ from nnssl.finetune.architecture import INFO
 from nnssl.recipe import RECIPE, Recipe
 from nnssl.study.design.description import OTHERS
 from nnssl.study.execution.flags import recipe_flags
-from nnssl.study.execution.jobs import StudyError
+from nnssl.study.execution.job_records import StudyError
 from nnssl.study.execution.pretraining import PRESET, Start, nnssl_plan
 from nnssl.study.execution.runs import ArmOnTask
 from nnssl.study.execution.shell import Foreground

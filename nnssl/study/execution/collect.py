@@ -16,7 +16,14 @@ from nnssl import __version__, files
 from nnssl.study.design import splits
 from nnssl.study.design.description import Study
 from nnssl.study.execution import jobs, runs
-from nnssl.study.execution.jobs import DONE, FAILED, NOT_DONE, FineTuningJob, Outcome, StudyError
+from nnssl.study.execution.job_records import (
+    DONE,
+    FAILED,
+    NOT_DONE,
+    FineTuningJob,
+    Outcome,
+    StudyError,
+)
 from nnssl.study.execution.runs import StudyRun
 from nnssl.study.rows import CaseRow, EpochRow, RunRow, StudyRow
 

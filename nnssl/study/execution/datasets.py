@@ -11,7 +11,7 @@ from nnssl import files
 from nnssl.commands import Command
 from nnssl.study import file_lock
 from nnssl.study.design.description import Arm, Study
-from nnssl.study.execution.jobs import StudyError
+from nnssl.study.execution.job_records import StudyError
 from nnssl.study.execution.shell import Foreground
 from nnssl.types import BASE, PREPROCESSED, RAW
 

@@ -9,7 +9,7 @@ from nnssl.commands import Command
 from nnssl.study.design.description import Study
 from nnssl.study.execution import collect, datasets, pretraining, requirements, runs
 from nnssl.study.execution.arm_plans import Plans
-from nnssl.study.execution.jobs import DONE
+from nnssl.study.execution.job_records import DONE
 from nnssl.study.execution.runs import StudyRun
 from nnssl.study.rows import RunRow
 

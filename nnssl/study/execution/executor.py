@@ -22,7 +22,7 @@ from tqdm import tqdm
 from nnssl import limits
 from nnssl.study.design.description import Study
 from nnssl.study.execution import jobs
-from nnssl.study.execution.jobs import DONE, FAILED, NOT_DONE, Outcome, StudyError
+from nnssl.study.execution.job_records import DONE, FAILED, NOT_DONE, Outcome, StudyError
 from nnssl.types import PrintFn
 
 ATTEMPTS = 2

@@ -12,7 +12,7 @@ from nnssl.study.design import splits
 from nnssl.study.design.description import Budget
 from nnssl.study.design.splits import Split
 from nnssl.study.execution.arm_plans import Plans
-from nnssl.study.execution.jobs import FineTuningJob
+from nnssl.study.execution.job_records import FineTuningJob
 from nnssl.study.execution.runs import ArmOnTask, StudyRun
 from nnssl.study.execution.shell import Foreground
 

@@ -20,7 +20,14 @@ from nnssl.commands import Command, CommandError
 from nnssl.study import file_lock
 from nnssl.study.design import splits
 from nnssl.study.execution import jobs, shell
-from nnssl.study.execution.jobs import DONE, FAILED, FineTuningJob, Job, Outcome, PretrainingJob
+from nnssl.study.execution.job_records import (
+    DONE,
+    FAILED,
+    FineTuningJob,
+    Job,
+    Outcome,
+    PretrainingJob,
+)
 from nnssl.study.execution.nnunet_training import NNUNET
 from nnssl.study.measurement import segmentation, training
 from nnssl.study.rows import Row, RunRow

@@ -14,7 +14,8 @@ from nnssl.study.execution import runs
 from nnssl.study.execution.datasets import Dataset, labelled
 from nnssl.study.execution.executor import Executor
 from nnssl.study.execution.flags import flags, recipe_flags
-from nnssl.study.execution.jobs import PretrainingJob, Work
+from nnssl.study.execution.job_records import PretrainingJob
+from nnssl.study.execution.jobs import Work
 from nnssl.study.execution.nnunet_training import NnunetTraining
 from nnssl.types import BASE, FINAL, PrintFn
 

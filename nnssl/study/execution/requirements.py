@@ -6,7 +6,7 @@ import os
 
 from nnssl.study.design.description import Arm, Study
 from nnssl.study.execution.datasets import Dataset, labelled
-from nnssl.study.execution.jobs import StudyError
+from nnssl.study.execution.job_records import StudyError
 from nnssl.types import PREPROCESSED, RAW, RESULTS
 from nnssl.weights import NAMES
 

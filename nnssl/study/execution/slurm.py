@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from nnssl import files
 from nnssl.study.execution import job, jobs
 from nnssl.study.execution.executor import Executor, is_over
-from nnssl.study.execution.jobs import NOT_DONE, StudyError
+from nnssl.study.execution.job_records import NOT_DONE, StudyError
 from nnssl.types import PrintFn
 
 if TYPE_CHECKING:

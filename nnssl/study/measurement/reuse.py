@@ -25,7 +25,8 @@ from nnssl.network.swin_unetr import SwinUNETR
 from nnssl.study.design import splits
 from nnssl.study.design.description import Study
 from nnssl.study.execution import collect, jobs, runs
-from nnssl.study.execution.jobs import FineTuningJob, StudyError, training_fingerprint
+from nnssl.study.execution.job_records import FineTuningJob, StudyError
+from nnssl.study.execution.jobs import training_fingerprint
 from nnssl.study.measurement import features
 from nnssl.study.rows import PRETRAINED, AttentionRow, Budget, CkaRow, by_size, grouped
 from nnssl.types import PREPROCESSED, PrintFn, Shape
