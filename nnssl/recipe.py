@@ -106,14 +106,11 @@ class Recipe:
     )
 
     def __post_init__(self) -> None:
-        wrong = list(options.wrong(self))
+        options.require(self)
         if None not in (self.warmup_iterations, self.warmup_epochs):
-            wrong.append("warmup_iterations and warmup_epochs together (give only one)")
-        if wrong:
             raise ValueError(
-                "a fine-tuning recipe needs positive numbers, layer_decay and foreground at most "
-                "1, drop_path and ema below 1, and schedule poly or cosine; wrong: "
-                f"{', '.join(wrong)}; got {asdict(self)}"
+                "give the warm-up in iterations or in epochs, got both: warmup_iterations "
+                f"{self.warmup_iterations} and warmup_epochs {self.warmup_epochs}"
             )
 
     @classmethod

@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from nnssl import files, weights
-from nnssl.finetune.architecture import INFO, is_ct, is_ours
+from nnssl.encoder.config import SwinConfig
+from nnssl.finetune.architecture import INFO, has_pretrained_decoder, is_ct, is_ours
 from nnssl.finetune.plans_file import resolve
+from nnssl.network.decoders import spelled_out
 from nnssl.plans.cautions import (
     cautions,
     fitting_configurations,
@@ -23,6 +25,7 @@ OF_ITS_OWN = {
     "architecture",
     "data_identifier",
 }  # what of a configuration is shown and preprocessed
+OF_A_CONFIGURATION = {"steps", "spatial_dims", "in_channels", "axes"}  # of an encoder's settings
 
 
 def describe_plans(path: Path, request: PlansRequest, before: Mapping | None = None) -> str:
@@ -68,7 +71,27 @@ def _settings(plans: Mapping) -> dict[str, str]:
             for key, value in entry.items()
             if key in ("patch_size", "batch_size", "spacing")
         },
+        **_network_settings(plans),
     }
+
+
+def _network_settings(plans: Mapping) -> dict[str, str]:
+    """Of encoder and decoder, but for what belongs to a configuration: strides and dimensions."""
+    entries = plans.get("configurations", {}).values()
+    networks = [one["architecture"]["arch_kwargs"] for one in entries if is_ours(one)]
+    if not networks:
+        return {}
+    encoder = SwinConfig().to_dict() | networks[0]["encoder"]
+    shown = {key: value for key, value in encoder.items() if key not in OF_A_CONFIGURATION}
+    return {
+        **{f"encoder {key}": str(value) for key, value in shown.items()},
+        "decoder": _options_of(networks[0]["decoder"]),
+    }
+
+
+def _options_of(decoder: str | dict) -> str:
+    options = spelled_out(decoder)
+    return ", ".join([options.pop("name"), *(f"{key} {own}" for key, own in options.items())])
 
 
 def _or_default(value: object) -> str:
@@ -144,11 +167,17 @@ def _about_configuration(name: str, configuration: dict, fits: bool) -> str:
 
 
 def _decoder_of(plans: dict) -> str:
-    """The decoder of the configurations, and whether its weights are pretrained."""
-    ours = next(entry for entry in plans["configurations"].values() if is_ours(entry))
-    options = ours["architecture"]["arch_kwargs"]["decoder"]
-    pretrained = plans.get(INFO, {}).get("decoder") == options
-    return options["name"] + (" (pretrained)" if pretrained else "")
+    """The decoder of the configurations, and in which of them its weights are pretrained."""
+    entries = plans["configurations"].items()
+    ours = {name: entry for name, entry in entries if is_ours(entry)}
+    options = next(iter(ours.values()))["architecture"]["arch_kwargs"]["decoder"]
+    if plans.get(INFO, {}).get("decoder") != options:
+        return options["name"]
+    pretrained = [name for name, entry in ours.items() if has_pretrained_decoder(entry)]
+    if not pretrained:
+        return f"{options['name']} (random start: its strides are not those of the pretraining)"
+    where = f" in {', '.join(pretrained)}" * (len(pretrained) < len(ours))
+    return f"{options['name']} (pretrained{where})"
 
 
 def _strides(configuration: dict) -> str:

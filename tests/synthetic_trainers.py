@@ -53,10 +53,14 @@ def synthetic_plans(
 
 
 def synthetic_trainer(
-    name: str, plans: dict, configuration: str = "3d_fullres", dataset_json: dict | None = None
+    name: str,
+    plans: dict,
+    configuration: str = "3d_fullres",
+    dataset_json: dict | None = None,
+    continues: bool = False,
 ):
     """As `nnUNetv2_train` makes it, not yet initialised. $nnUNet_preprocessed and $nnUNet_results
-    are set.
+    are set. continues: with --c.
     """
     dataset_json = dataset_json or DATASET_JSON
     folder = Path(os.environ[PREPROCESSED], DATASET)
@@ -64,7 +68,7 @@ def synthetic_trainer(
     case.parent.mkdir(parents=True, exist_ok=True)
     case.touch()
     files.write_json(folder / "dataset.json", dataset_json)
-    plans["continue_training"] = False
+    plans["continue_training"] = continues
     return trainer_class(name)(plans, configuration, 0, dataset_json, torch.device("cpu"))
 
 

@@ -136,7 +136,7 @@ def test_plans_for_a_random_start_alone(planned_dataset):
         ({"preset": "huge"}, "unknown preset 'huge'"),
         ({"preset": "tiny", "checkpoint": Path("x")}, "give -c or -a, not both"),
         ({"checkpoint": Path("/gone.pth")}, "no file at /gone.pth"),
-        ({"recipe": {"epochs": 0}}, "a fine-tuning recipe needs"),
+        ({"recipe": {"epochs": 0}}, "epochs must be at least 1, got 0"),
         ({"base": "none", "preset": "tiny"}, "nnUNetv2_plan_and_preprocess"),
     ],
 )
@@ -317,6 +317,8 @@ def test_plans_made_again_keep_added_configurations_and_say_what_changed(
         "epochs from 1000 to 1500",
         "checkpoint from parcels_tiny to none",
         "3d_fullres batch_size from 2 to 3",
+        "encoder embed_dim from 24 to 48",
+        "decoder from light, norm dataset to swinunetr",
     ):
         assert f"  changed: {line}\n" in said
     assert "changed: head_lr" not in said

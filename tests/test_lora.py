@@ -151,7 +151,7 @@ def test_the_rank_and_its_scale_come_from_the_recipe(ready):
     trainer = ready(lora_rank=2, lora_alpha=3.0)
     factors = [m for m in trainer.network.modules() if isinstance(m, LowRank)]
     assert {(m.a.shape[0], m.b.shape[1], m.scale) for m in factors} == {(2, 2, 1.5)}
-    with pytest.raises(ValueError, match="wrong: lora_rank"):
+    with pytest.raises(ValueError, match="lora_rank must be at least 1, got 0"):
         Recipe(lora_rank=0)
 
 

@@ -442,6 +442,10 @@ def test_unknown_decoders_and_options_are_refused():
         ValueError, match="norm of the light decoder is dataset or space, got 'patch'"
     ):
         network(decoder={"name": "light", "norm": "patch"})
+    with pytest.raises(ValueError, match="takes 5 widths, at strides 1 to 16, got"):
+        network(decoder={"name": "light", "widths": [16, 8, 8]})
+    with pytest.raises(ValueError, match="unknown decoder None"):
+        network(decoder={"norm": "dataset"})
     with pytest.raises(ValueError, match="takes 6 widths"):
         network(decoder={"name": "nnunet", "widths": [4, 4]})
     assert network(2, decoder={"name": "light", "widths": [4, 4, 8, 8, 8]})(

@@ -8,7 +8,12 @@ import pytest
 from synthetic_plans import early, nnunet_plans
 
 from nnssl import files
-from nnssl.finetune.plans_data import ChangedPlansError, data_settings, require_same_data
+from nnssl.finetune.plans_data import (
+    ChangedPlansError,
+    data_settings,
+    require_data_of_model,
+    require_same_data,
+)
 from nnssl.finetune.plans_file import resolve
 from nnssl.recipe import RECIPE
 
@@ -61,6 +66,23 @@ def test_only_what_names_the_data_is_compared(tmp_path):
     plans["configurations"]["3d_lowres"]["spacing"] = [2.0, 2.0, 2.0]
     with pytest.raises(ChangedPlansError, match="spacing"):
         require_same_data(tmp_path, plans, "3d_lowres")
+
+
+def test_data_of_another_reader_of_images_are_refused(tmp_path):
+    """Plans made before readers were compared, or by hand, say none: they agree with any."""
+    theirs, plans = nnunet_plans(), own_plans()
+    for said, refused in ((None, False), ("SimpleITKIO", False), ("NibabelIOWithReorient", True)):
+        plans["image_reader_writer"] = "SimpleITKIO"
+        theirs |= {"image_reader_writer": said} if said else {}
+        files.write_json(tmp_path / "nnUNetPlans.json", theirs)
+        if refused:
+            with pytest.raises(ChangedPlansError, match="again since: image_reader_writer changed"):
+                require_same_data(tmp_path, plans, "3d_fullres")
+            with pytest.raises(ChangedPlansError, match="trained on: image_reader_writer changed"):
+                require_data_of_model(plans, "3d_fullres", theirs)
+        else:
+            require_same_data(tmp_path, plans, "3d_fullres")
+            require_data_of_model(plans, "3d_fullres", theirs)
 
 
 def test_the_intensities_of_early_plans_count():

@@ -15,6 +15,7 @@ from synthetic_checkpoints import pretrained
 from synthetic_trainers import DATASET_JSON, synthetic_plans, synthetic_trainer
 
 from nnssl import finetune
+from nnssl.encoder.presets import preset
 from nnssl.finetune import checkpoint_choice
 from nnssl.finetune.pretrained_weights import HEADS, INTENSITY, PretrainedWeightsError
 
@@ -129,6 +130,19 @@ def test_a_network_that_saw_other_intensities_is_taken_with_a_warning(ready, tmp
     assert f"WARNING: the network in {path} saw other intensities" in log_of(bone)
 
 
+def test_a_decoder_that_saw_other_values_is_taken_with_a_warning(ready, tmp_path):
+    path = trained(ready(40.0), tmp_path / "soft.pth")
+    saved = torch.load(path, weights_only=False)
+    plans = saved["init_args"]["plans"]
+    arguments = plans["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]
+    assert arguments.pop("image_skip") == "raw"  # as in plans from before it
+    torch.save(saved, path)
+    bone = ready(700.0)
+    load_pretrained_weights(bone.network, str(path))
+    said = f"{path} saw the image as in the pretraining, but here it sees the image as nnU-Net"
+    assert f"WARNING: the decoder in {said}" in log_of(bone)
+
+
 def of_the_pretraining(ready, path: Path) -> Path:
     return pretrained(path.parent / "ssl")
 
@@ -168,7 +182,33 @@ def shallower(ready, path: Path) -> Path:
     return path
 
 
+def with_other_windows(ready, path: Path) -> Path:
+    """The same tensors, from which another encoder computes something else."""
+    saved = torch.load(trained(ready(40.0), path), weights_only=False)
+    plans = saved["init_args"]["plans"]
+    arguments = plans["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]
+    arguments["encoder"] |= {"windows": "monai", "drop_path": 0.2}
+    torch.save(saved, path)
+    return path
+
+
+def of_a_random_start(ready, path: Path) -> Path:
+    """Of the preset `tiny`, and without a checkpoint to plan from."""
+    saved = torch.load(trained(ready(40.0), path), weights_only=False)
+    plans = saved["init_args"]["plans"]
+    del plans["pretrain_info"]
+    arguments = plans["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]
+    arguments["encoder"] |= preset("tiny").to_dict()
+    del saved["network_weights"]["encoder.layers2.0.blocks.0.norm1.weight"]
+    torch.save(saved, path)
+    return path
+
+
 REFUSED = {
+    with_other_windows: (
+        r"another encoder \(windows monai in the file, exact here\).*nnssl_plan -d DATASET -c "
+    ),
+    of_a_random_start: r"nnssl_plan -d DATASET -a tiny --decoder light --name NAME",
     of_the_pretraining: (
         r"checkpoint of a pretraining.*nnssl_plan -d DATASET -c \S+checkpoint_final.pth "
         r"--name NAME"

@@ -323,13 +323,25 @@ def test_the_names_of_the_networks_parts_fit(nnunet_env):
 
 def test_plans_without_a_name_carry_and_describe_them(nnunet_env):
     folder = nnunet_env["nnUNet_preprocessed"] / DATASET
-    files.write_json(folder / f"{BASE}.json", nnunet_plans())
+    plans = nnunet_plans()
+    files.write_json(folder / f"{BASE}.json", plans)
     request = derive.PlansRequest(DATASET, base=BASE)
     path = derive.derive(request).path
     assert files.read_json(path)[INFO]["checkpoint_path"] == GIVEN.name
     said = describe_plans(path, request)
     assert f"shipped with nnssl-swin as {GIVEN.name}" in said
-    assert "decoder light (pretrained)" in said
+    assert "decoder light (random start: its strides are not those of the pretraining)" in said
+    plans["configurations"]["3d_fullres"]["spacing"] = [2.5, 3.9, 3.9]  # its own
+    files.write_json(folder / f"{BASE}.json", plans)
+    path = derive.derive(request).path
+    assert "decoder light (pretrained in 3d_fullres)" in describe_plans(path, request)
+    skips = {name: of_plans(path, name)["image_skip"] for name in ("3d_lowres", "3d_fullres")}
+    assert skips == {"3d_lowres": "raw", "3d_fullres": "mapped"}
+
+
+def of_plans(path: Path, name: str) -> dict:
+    """The network of a configuration."""
+    return finetune.resolve(files.read_json(path), name)["architecture"]["arch_kwargs"]
 
 
 def test_features_without_a_name_say_whose_they_are(nnunet_env, tmp_path):

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import os
-from types import SimpleNamespace
 
 import pytest
 import torch
 
-from nnssl.finetune.resume import whole
+from nnssl.finetune.resume import newest, whole
 from nnssl.train.same import load_weights
-from nnssl.trainers.nnssl_swin_ssl import SwinSSLTrainer
 
 
 @pytest.mark.parametrize("fraction", [0.0, 0.3, 0.99])
@@ -27,9 +25,35 @@ def test_a_checkpoint_cut_short_gives_way_to_the_best(tmp_path, fraction):
     assert len(said) == 1
     assert f"{latest} is truncated" in said[0]
     best.unlink()
-    trainer = SimpleNamespace(print_to_log_file=said.append, was_initialized=False)
     with pytest.raises(ValueError, match=r"latest.pth is truncated.*without --c"):
-        SwinSSLTrainer.load_checkpoint(trainer, str(latest))
+        whole(str(latest), said.append)
+
+
+def test_a_cut_best_checkpoint_gives_way_to_the_final_one(tmp_path):
+    """`--val_best` after a training that had ended."""
+    (tmp_path / "checkpoint_best.pth").write_bytes(b"PK")
+    torch.save({"epoch": 3}, final := tmp_path / "checkpoint_final.pth")
+    assert whole(str(tmp_path / "checkpoint_best.pth"), print) == str(final)
+
+
+@pytest.mark.parametrize(
+    ("latest_is_newer", "is_whole", "name"),
+    [(True, True, "latest"), (False, True, "final"), (True, False, "final")],
+)
+def test_a_stopped_training_after_a_finished_one_is_continued(
+    tmp_path, latest_is_newer, is_whole, name
+):
+    """One that was made longer, or started again: nnU-Net takes the finished one."""
+    final, latest, said = tmp_path / "checkpoint_final.pth", tmp_path / "checkpoint_latest.pth", []
+    for path in (final, latest):
+        torch.save({"epoch": 3}, path)
+    os.utime(final, (0, 2)), os.utime(latest, (0, 3 if latest_is_newer else 1))
+    if not is_whole:
+        latest.write_bytes(b"PK")
+        os.utime(latest, (0, 3))
+    assert newest(str(final), said.append) == str(tmp_path / f"checkpoint_{name}.pth")
+    assert ["latest.pth is newer than" in line for line in said] == [True] * (name == "latest")
+    assert newest(str(latest), said.append) == str(latest)
 
 
 @pytest.mark.parametrize("newest", ["checkpoint_latest.pth", "checkpoint_best.pth"])

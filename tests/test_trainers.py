@@ -4,8 +4,10 @@ in vain.
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from datetime import timedelta
+from errno import ENOSPC
 from importlib import import_module
 from pathlib import Path
 
@@ -151,6 +153,54 @@ def test_a_resumed_training_is_the_uninterrupted_one_bit_by_bit(ready, name, tmp
     ]
 
 
+def test_what_was_trained_after_the_final_checkpoint_is_continued(ready, tmp_path):
+    """A finished fold is trained for more epochs, and stopped: nnU-Net chooses the final one."""
+    trainer = ready("SwinSSLTrainer", epochs=8)
+    folder = Path(trainer.output_folder)
+    for epoch, name in ((0, "final"), (1, "latest")):
+        train_epoch(trainer, epoch)
+        trainer.save_checkpoint(str(folder / f"checkpoint_{name}.pth"))
+        os.utime(folder / f"checkpoint_{name}.pth", (0, epoch))
+    for told, epoch in ((True, 2), (False, 1)):
+        plans = synthetic_plans({"epochs": 8})
+        resumed = synthetic_trainer("SwinSSLTrainer", plans, continues=told)
+        resumed.load_checkpoint(str(folder / "checkpoint_final.pth"))
+        assert resumed.current_epoch == epoch
+
+
+def test_a_continued_model_of_another_pretraining_than_its_plans_says_so(
+    ready, monkeypatch, tmp_path
+):
+    ready("SwinSSLTrainer").save_checkpoint(str(tmp_path / "saved.pth"))
+    first = Path(os.environ[checkpoint_choice.VARIABLE])
+    second = pretrained(tmp_path / "other", ENCODER, seed=1)
+    for named in (first, second):
+        monkeypatch.setenv(checkpoint_choice.VARIABLE, str(named))
+        again = synthetic_trainer("SwinSSLTrainer", synthetic_plans())
+        again.load_checkpoint(str(tmp_path / "saved.pth"))
+        said = Path(again.log_file).read_text()
+        assert f"This model was started from {first} (sha256 {files.sha256(first)})" in said
+        assert (f"now name {second}" in said) == (named == second)
+
+
+@pytest.mark.parametrize("name", TRAINERS)
+def test_a_full_disk_leaves_the_former_checkpoint(ready, name, monkeypatch, tmp_path):
+    """nnU-Net overwrites it in place."""
+    trainer, path = ready(name), tmp_path / "checkpoint_best.pth"
+    trainer.save_checkpoint(str(path))
+    before = path.read_bytes()
+
+    def until_the_disk_is_full(_: object, file: str) -> None:
+        Path(file).write_bytes(b"PK")
+        raise OSError(ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", until_the_disk_is_full)
+    with pytest.raises(files.NoRoomError, match=r"checkpoint_best.pth"):
+        trainer.save_checkpoint(str(path))
+    assert path.read_bytes() == before
+    assert [each.name for each in tmp_path.glob("*checkpoint_best.pth")] == [path.name]
+
+
 @pytest.mark.parametrize("ema", [0.9, 0.0])
 def test_what_is_validated_and_saved_is_the_average_and_what_goes_on_are_the_raw_weights(
     ready, ema, tmp_path
@@ -233,6 +283,15 @@ def test_a_continued_training_follows_the_recipe_of_its_plans(ready, monkeypatch
     resumed.on_train_start()
     said = Path(resumed.log_file).read_text()
     assert "0.6 for the encoder (layer decay 0.7) and by 5 for the heads; weight decay 0.01" in said
+
+
+def test_a_longer_gradual_training_says_which_parts_it_freezes_again(ready, monkeypatch, tmp_path):
+    monkeypatch.setattr(nnUNetTrainer, "on_train_start", lambda *_: None)
+    ready("SwinGradualTrainer", epochs=20).save_checkpoint(str(tmp_path / "saved.pth"))
+    resumed = synthetic_trainer("SwinGradualTrainer", synthetic_plans({"epochs": 200}))
+    resumed.load_checkpoint(str(tmp_path / "saved.pth"))
+    resumed.on_train_start()
+    assert "stage 4 from epoch 10, stage 3 from epoch 20" in Path(resumed.log_file).read_text()
 
 
 @pytest.mark.parametrize(
@@ -346,7 +405,7 @@ def test_the_recipe_says_when():
     assert Recipe(epochs=50).unfreeze == 2.5
     assert Recipe(epochs=50, unfreeze_every=4).unfreeze == 4
     assert "stage 4 from epoch 3, stage 3 from epoch 5" in finetune.unfreezing(Recipe(epochs=50))
-    with pytest.raises(ValueError, match="a fine-tuning recipe needs"):
+    with pytest.raises(ValueError, match=r"unfreeze_every must be at least 0, got -1\.0"):
         Recipe(unfreeze_every=-1.0)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-from nnssl import finetune
+from nnssl import files, finetune
 from nnssl.recipe import Recipe
 
 
@@ -49,7 +49,18 @@ class DefaultNetworkTrainer(nnUNetTrainer):
     def on_train_start(self) -> None:
         """Raises ChangedPlansError before anything is trained on data of other plans."""
         self._require_same_data()
+        if self.local_rank == 0:
+            files.sweep(self.output_folder)
         super().on_train_start()
+
+    def save_checkpoint(self, filename: str) -> None:
+        """Replaces the former file once the new one is whole: nnU-Net overwrites it in place, and a
+        kill or a full disk would leave neither. Raises NoRoomError.
+        """
+        if self.local_rank != 0 or self.disable_checkpointing:
+            return super().save_checkpoint(filename)
+        with files.atomic(filename) as path:
+            super().save_checkpoint(str(path))
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         """Raises ChangedPlansError before anything is validated on data of other plans."""

@@ -51,7 +51,7 @@ class SwinTrainer(DefaultNetworkTrainer):
         # raised when the network is built, unless a saved model brings its own
         except (ValueError, OSError) as error:
             self.unresolved = error
-        self.continues = False
+        self.continues, self.is_told_to = False, bool(plans.get("continue_training"))
         self.watch: Watch | None = None
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.initial_lr, self.weight_decay = self.recipe.lr, self.recipe.weight_decay
@@ -116,7 +116,7 @@ class SwinTrainer(DefaultNetworkTrainer):
         )
 
     def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
-        filename_or_checkpoint = resume.whole(filename_or_checkpoint, self.print_to_log_file)
+        filename_or_checkpoint = self._checkpoint_to_load(filename_or_checkpoint)
         if not self.was_initialized:
             self._restore_plans(filename_or_checkpoint)
             self.continues = True
@@ -125,10 +125,17 @@ class SwinTrainer(DefaultNetworkTrainer):
         super().load_checkpoint(filename_or_checkpoint)
         self.average.use()  # as saved; the next epoch of a training continues with the raw weights
 
+    def _checkpoint_to_load(self, chosen: dict | str) -> dict | str:
+        if self.is_told_to and not self.was_initialized:
+            chosen = resume.newest(chosen, self.print_to_log_file)
+        return resume.whole(chosen, self.print_to_log_file)
+
     def _restore_plans(self, checkpoint: dict | str) -> None:
         plans, resolved = self.plans_manager.plans, self.configuration_manager.configuration
         theirs = _checkpoint_content(checkpoint)["init_args"]["plans"]
         finetune.require_data_of_model(plans, self.configuration_name, theirs)
+        lines = finetune.describe_restored(plans, theirs)
+        self.print_to_log_file("\n".join(lines), add_timestamp=False)
         finetune.restore_plans(plans, resolved, self.configuration_name, theirs)
         self.recipe = Recipe.of(plans)
 

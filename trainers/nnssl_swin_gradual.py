@@ -12,4 +12,7 @@ class SwinGradualTrainer(SwinTrainer):
     schedule = finetune.Unfreezing
 
     def start(self) -> list[str]:
-        return [*self.load_pretrained(), finetune.unfreezing(self.recipe)]
+        return self.load_pretrained()
+
+    def _recipe_line(self) -> str:
+        return f"{super()._recipe_line()}\n{finetune.unfreezing(self.recipe)}"

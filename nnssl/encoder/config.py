@@ -112,6 +112,11 @@ class SwinConfig:
             )
         return steps if 1 in values else ()
 
+    @property
+    def channels(self) -> tuple[int, ...]:
+        """Of the five maps, at strides 2 to 32."""
+        return tuple(self.embed_dim * 2**number for number in range(STEPS))
+
     def step(self, number: int) -> Shape:
         """By how much the patch embedding (0) or a merge (1 to 4) shortens each axis."""
         return self.steps[number] if self.steps else (PATCH,) * self.spatial_dims

@@ -53,7 +53,7 @@ class Swin(nn.Module):
         super().__init__()
         self.config = config
         self.checkpointing = checkpointing
-        self.channels: tuple[int, ...] = tuple(config.embed_dim * 2**i for i in range(5))
+        self.channels = config.channels
         self.strides: tuple[int, ...] = STRIDES
         self.patch_embed = PatchEmbed(config)
         for number, rates in enumerate(_drop_path_rates(config)):

@@ -23,6 +23,7 @@ INFO, PLANNED = "pretrain_info", "nnssl_plan"
 INTENSITIES = "foreground_intensity_properties_per_channel"
 EARLY_INTENSITIES = "foreground_intensity_properties_by_modality"  # as early nnU-Net v2 called them
 BY_INTENSITIES = "CTNormalization"  # the scheme that normalises by the dataset's intensities
+PRETRAINED_SKIP = "mapped"  # a pretrained decoder gets the same input as in the pretraining
 DECODER = "swinunetr"  # where none is named and none was pretrained
 
 
@@ -38,14 +39,15 @@ def architecture(
     hu:       what the encoder was pretrained on; None: nnU-Net's own intensities.
     """
     # that is a matter of the recipe
-    encoder = replace(encoder_for(plans, resolved, encoder), drop_path=0.0)
+    adapted = replace(encoder_for(plans, resolved, encoder), drop_path=0.0)
     decoder = full_options(decoder)
+    pretrained = plans.get(INFO, {}).get("decoder") == decoder and _same_strides(adapted, encoder)
     arguments = {
-        "encoder": encoder.to_dict(),
+        "encoder": adapted.to_dict(),
         "decoder": decoder,
         "intensity": _intensity(plans, resolved, hu),
-        "image_skip": _image_skip(plans, decoder),
-        **_axes_argument(axes_of(plans, encoder.spatial_dims)),
+        "image_skip": PRETRAINED_SKIP if pretrained else "raw",
+        **_axes_argument(axes_of(plans, adapted.spatial_dims)),
     }
     return {
         "network_class_name": NETWORK_CLASS,
@@ -63,9 +65,14 @@ def _intensity(plans: dict, resolved: dict, hu: HUPolicy | None) -> dict | None:
     return intensity_map(resolved["normalization_schemes"], intensities_of(plans), hu)
 
 
-def _image_skip(plans: dict, decoder: dict) -> str:
-    """A pretrained decoder gets the same input as in the pretraining."""
-    return "mapped" if plans.get(INFO, {}).get("decoder") == decoder else "raw"
+def _same_strides(one: SwinConfig, other: SwinConfig) -> bool:
+    """Whether the weights of a decoder on one encoder can be loaded into that on the other."""
+    return (one.spatial_dims, one.steps) == (other.spatial_dims, other.steps)
+
+
+def has_pretrained_decoder(configuration: dict) -> bool:
+    """Whether the decoder of a configuration of ours starts from weights of the pretraining."""
+    return configuration["architecture"]["arch_kwargs"].get("image_skip") == PRETRAINED_SKIP
 
 
 def as_read(values: Iterable, axes: Iterable[int]) -> list:

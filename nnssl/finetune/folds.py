@@ -13,7 +13,7 @@ from nnssl.finetune.architecture import INFO
 from nnssl.finetune.checkpoint_choice import OriginError
 from nnssl.finetune.plans_data import changed_settings, data_settings
 from nnssl.finetune.plans_file import resolve
-from nnssl.network.decoders import spelled_out
+from nnssl.network.decoders import DECODERS, spelled_out
 from nnssl.recipe import RECIPE, Recipe
 
 LEFT_OUT = {"image_skip": "mapped", "axes": None}  # arguments of `SwinUNETR`, with its defaults
@@ -85,8 +85,11 @@ def _made_of(plans: dict, name: str) -> dict:
 def _spelled_out(architecture: dict) -> dict:
     """With what older plans leave out, as the network takes it."""
     arguments = LEFT_OUT | architecture.get("arch_kwargs", {})
-    if encoder := arguments.get("encoder"):
+    encoder, decoder = arguments.get("encoder"), arguments.get("decoder")
+    if encoder and decoder:
         arguments["encoder"] = SwinConfig().to_dict() | encoder
-    if decoder := arguments.get("decoder"):
-        arguments["decoder"] = spelled_out(decoder)
+        decoder = spelled_out(decoder)
+        channels = SwinConfig.from_dict(encoder).channels
+        widths = DECODERS[decoder["name"]].default_widths(channels)
+        arguments["decoder"] = {"widths": widths} | decoder
     return architecture | {"arch_kwargs": arguments}

@@ -22,6 +22,7 @@ OF_THE_DATA = (
     "resampling_fn_data_kwargs",
     "resampling_fn_seg_kwargs",
 )
+READER = "image_reader_writer"
 DIGITS = 6  # of a spacing that count
 
 
@@ -30,7 +31,9 @@ class ChangedPlansError(ValueError):
 
 
 def data_settings(plans: Mapping, configuration: Mapping) -> dict:
-    """All that decides on the preprocessed data of a resolved configuration, as JSON has it."""
+    """All that decides on the preprocessed data of a resolved configuration but for the reader of
+    images (`with_reader`), as JSON has it.
+    """
     settings = {key: configuration.get(key) for key in OF_THE_DATA}
     settings["spacing"] = [float(f"{mm:.{DIGITS}g}") for mm in configuration["spacing"]]
     return settings | {
@@ -39,9 +42,17 @@ def data_settings(plans: Mapping, configuration: Mapping) -> dict:
     }
 
 
+def with_reader(plans: Mapping, configuration: Mapping) -> dict:
+    """`data_settings`, and by which class of nnU-Net's images are read: another one may give other
+    axes. Not part of those, by which data and finished studies are known.
+    """
+    settings = data_settings(plans, configuration)
+    return settings | {key: plans[key] for key in (READER,) if key in plans}
+
+
 def changed_settings(theirs: Mapping, ours: Mapping) -> list[str]:
     """The entries of two `data_settings` that differ in what both say."""
-    return [key for key in ours if not _agree(theirs[key], ours[key])]
+    return [key for key in ours if key in theirs and not _agree(theirs[key], ours[key])]
 
 
 def _agree(a: object, b: object) -> bool:
@@ -56,7 +67,7 @@ def require_data_of_model(plans: dict, name: str, saved: dict) -> None:
     `saved`, the plans in a model's own checkpoint: its network is restored with the intensity map
     of the data that it was trained on.
     """
-    theirs, ours = (data_settings(each, resolve(each, name)) for each in (saved, plans))
+    theirs, ours = (with_reader(each, resolve(each, name)) for each in (saved, plans))
     if changed := changed_settings(theirs, ours):
         raise ChangedPlansError(_says_other_data(plans["plans_name"], name, changed))
 
@@ -99,19 +110,19 @@ def require_same_data(folder: Path, plans: dict, name: str) -> None:
     folder: of the dataset's plans and data.
     """
     own = resolve(plans, name)
-    wanted, identifier = data_settings(plans, own), own["data_identifier"]
+    wanted, identifier = with_reader(plans, own), own["data_identifier"]
     _require_own_data(plans, name, wanted, identifier)
     known = _known_data(folder, identifier)
-    if known and wanted not in known.values():
-        owner, now = next(iter(known.items()))
-        changed = [key for key in wanted if wanted[key] != now[key]]
-        raise ChangedPlansError(_says_changed(folder, plans["plans_name"], owner, changed))
+    changed = {owner: changed_settings(now, wanted) for owner, now in known.items()}
+    if changed and all(changed.values()):
+        owner = next(iter(changed))
+        raise ChangedPlansError(_says_changed(folder, plans["plans_name"], owner, changed[owner]))
 
 
 def _require_own_data(plans: dict, name: str, wanted: Mapping, identifier: str) -> None:
     """Raises ChangedPlansError where the data belong to another configuration of these plans."""
     theirs = _settings_of_data(plans, identifier) or wanted
-    if changed := [key for key in wanted if wanted[key] != theirs[key]]:
+    if changed := changed_settings(theirs, wanted):
         owner, plans_name = _owner_of_data(plans, identifier), plans["plans_name"]
         raise ChangedPlansError(
             f"{name} and {owner} of plans {plans_name} are of different data "
@@ -153,7 +164,7 @@ def _settings_of_data(plans: dict, identifier: str) -> dict | None:
     """
     owner = _owner_of_data(plans, identifier)
     try:
-        return data_settings(plans, resolve(plans, owner)) if owner else None
+        return with_reader(plans, resolve(plans, owner)) if owner else None
     except (KeyError, TypeError, ValueError, RuntimeError):
         return None
 

@@ -71,6 +71,27 @@ def restore_plans(plans: dict, resolved: dict, name: str, saved: dict) -> None:
     plans["configurations"][name]["architecture"] = resolved["architecture"] = entry
 
 
+def describe_restored(plans: dict, saved: dict) -> list[str]:
+    """Lines for the log: what a continued model of the plans `saved` was started from, and whether
+    `plans` now name something else. Before `restore_plans`.
+    """
+    ours, theirs = _initial_weights(plans), _initial_weights(saved)
+    lines = [f"This model was started from {theirs}"]
+    if ours != theirs:
+        lines.append(
+            f"WARNING: plans {plans['plans_name']} now name {ours}. To train from that, give the "
+            "plans another name (nnssl_plan ... --name NAME) and train with -p NAME"
+        )
+    return lines
+
+
+def _initial_weights(plans: dict) -> str:
+    info = plans.get(INFO, {})
+    if not info.get("sha256"):
+        return "plans without a checkpoint"
+    return f"{info.get('checkpoint_path')} (sha256 {info['sha256']})"
+
+
 def _of_lora(plans: dict) -> dict:
     recipe = plans.get(RECIPE, {})
     return {key: recipe.get(key, getattr(Recipe, key)) for key in OF_LORA}

@@ -14,12 +14,18 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 
 from torch import Tensor, nn
 
 from nnssl import files
-from nnssl.finetune.architecture import INFO
+from nnssl.encoder.config import SwinConfig
+from nnssl.encoder.presets import PRESETS
+from nnssl.finetune.architecture import INFO, is_ours
+from nnssl.finetune.plans_file import resolve
+from nnssl.network.decoders import named
 from nnssl.network.layers import HEADS
+from nnssl.network.swin_unetr import SwinUNETR
 from nnssl.types import PrintFn
 
 LOADER = "load_pretrained_weights"  # of nnunetv2.run; its variables are `fname` and `saved_model`
@@ -41,8 +47,9 @@ class Watch:
     print_fn:  gets each line for the log.
     """
 
-    def __init__(self, network: nn.Module, info: Mapping, print_fn: PrintFn) -> None:
+    def __init__(self, network: SwinUNETR, info: Mapping, print_fn: PrintFn) -> None:
         self.info, self.print_fn, self.about = dict(info), print_fn, ""
+        self.config, self.raw_skip = network.encoder.config, network.raw_skip
         self.loaded = False  # whether weights of another training were
         self.own = network.state_dict()  # shares the network's memory
         self.hooks = [
@@ -59,10 +66,11 @@ class Watch:
         if (held := _held_by_the_loader()) is None:
             return
         file, saved = held
-        require_fit(file, saved, self.own)
+        require_fit(file, saved, self.own, self.config)
         saved["network_weights"].update(self._own_intensity())
         self.about = f" {file}"
         self._warn_of_intensities(file, saved)
+        self._warn_of_image_skip(file, saved)
 
     def _warn_of_intensities(self, file: str, saved: Mapping) -> None:
         theirs, ours = _plans(saved).get(INFO, {}).get("hu"), self.info.get("hu")
@@ -70,8 +78,14 @@ class Watch:
             self.print_fn(
                 f"WARNING: the network in {file} saw other intensities (HU policy {theirs}) than "
                 f"these plans specify ({ours}). For identical intensities, plan from the same "
-                f"checkpoint: {_replan(saved, file)}"
+                f"checkpoint: {_replan(saved)}"
             )
+
+    def _warn_of_image_skip(self, file: str, saved: Mapping) -> None:
+        theirs = _arguments(saved).get("image_skip", "mapped") == "raw"
+        if theirs != self.raw_skip:
+            saw, sees = (_values_seen(raw) for raw in (theirs, self.raw_skip))
+            self.print_fn(f"WARNING: the decoder in {file} saw {saw}, but here it sees {sees}")
 
     def _before_loading(self, _: nn.Module, state_dict: dict, *__: object) -> None:
         state_dict |= self._own_intensity()
@@ -88,16 +102,16 @@ class Watch:
         return {name: tensor for name, tensor in self.own.items() if name.startswith(INTENSITY)}
 
 
-def require_fit(file: str, saved: Mapping, own: Mapping[str, Tensor]) -> None:
+def require_fit(file: str, saved: Mapping, own: Mapping[str, Tensor], config: SwinConfig) -> None:
     """Raises PretrainedWeightsError where the tensors of `saved`, a file's content, are not those
-    of `own`.
-
-    By name and shape; heads and intensity map do not count.
+    of `own` by name and shape, or where its encoder computes otherwise from them than that of
+    `config`. Heads and intensity map do not count.
     """
     _require_our_network(file, saved)
     ours, theirs = _compared_shapes(own), _compared_shapes(saved["network_weights"])
     _require_same_channels(file, saved, ours, theirs)
     _require_same_shapes(file, saved, ours, theirs)
+    _require_same_encoder(file, saved, config)
 
 
 def _require_same_shapes(file: str, saved: Mapping, ours: Shapes, theirs: Shapes) -> None:
@@ -107,8 +121,37 @@ def _require_same_shapes(file: str, saved: Mapping, ours: Shapes, theirs: Shapes
         raise PretrainedWeightsError(
             f"{file} has another encoder or decoder: {len(other)} tensors differ, such as {first} "
             f"({theirs.get(first, 'missing')} in the file, {ours.get(first, 'missing')} here). "
-            f"Plan this dataset with the same encoder and decoder: {_replan(saved, file)}"
+            f"Plan this dataset with the same encoder and decoder: {_replan(saved)}"
         )
+
+
+def _require_same_encoder(file: str, saved: Mapping, config: SwinConfig) -> None:
+    """Windows, taps, merging, axes and steps change what is computed from the same tensors."""
+    if (theirs := _encoder_of(saved)) is None:
+        return
+    ours, saved_as = (_as_compared(each) for each in (config, theirs))
+    if other := [key for key, value in ours.items() if saved_as[key] != value]:
+        listed = ", ".join(f"{key} {saved_as[key]} in the file, {ours[key]} here" for key in other)
+        raise PretrainedWeightsError(
+            f"{file} has another encoder ({listed}), which would compute something else from these "
+            f"weights. Plan this dataset with the encoder of the file: {_replan(saved)}"
+        )
+
+
+def _as_compared(config: SwinConfig) -> dict:
+    """Of any channels, which are compared by the first layer, and any drop path, which belongs to
+    the recipe.
+    """
+    return replace(config, in_channels=1, drop_path=0.0).to_dict()
+
+
+def _encoder_of(saved: Mapping) -> SwinConfig | None:
+    encoder = _arguments(saved).get("encoder")
+    return SwinConfig.from_dict(encoder) if encoder else None
+
+
+def _values_seen(raw: bool) -> str:
+    return "the image as nnU-Net gives it" if raw else "the image as in the pretraining"
 
 
 def _require_same_channels(file: str, saved: Mapping, ours: Shapes, theirs: Shapes) -> None:
@@ -117,7 +160,7 @@ def _require_same_channels(file: str, saved: Mapping, ours: Shapes, theirs: Shap
         raise PretrainedWeightsError(
             f"{file} was trained on images of {there} channel(s), but these have {here}: start "
             "from a pretraining's checkpoint, whose first layer is inflated to any number: "
-            f"{_replan(saved, file)}"
+            f"{_replan(saved)}"
         )
 
 
@@ -165,26 +208,25 @@ def _plans(saved: Mapping) -> dict:
     return saved.get("init_args", {}).get("plans", {})
 
 
-def _replan(saved: Mapping, file: str) -> str:
+def _arguments(saved: Mapping) -> dict:
+    """The network of the configuration that the file was trained with; empty where it says none."""
+    name = saved.get("init_args", {}).get("configuration")
+    resolved = resolve(_plans(saved), name) if name else {}
+    return resolved["architecture"]["arch_kwargs"] if is_ours(resolved) else {}
+
+
+def _replan(saved: Mapping) -> str:
     """The line that makes plans with encoder and decoder of the file's network."""
-    plans = _plans(saved)
-    checkpoint = plans.get(INFO, {}).get("checkpoint_path")
-    start = f"-a PRESET_OF_{file.rsplit('/', 1)[-1]}"
-    if checkpoint:
-        start = f"-c {files.quoted(checkpoint)}"
-    return f"nnssl_plan -d DATASET {start}{_decoder_option(plans)} --name NAME"
+    checkpoint = _plans(saved).get(INFO, {}).get("checkpoint_path")
+    start = f"-c {files.quoted(checkpoint)}" if checkpoint else f"-a {_preset_of(saved)}"
+    decoder = _arguments(saved).get("decoder")
+    option = f" --decoder {named(decoder)['name']}" if decoder else ""
+    return f"nnssl_plan -d DATASET {start}{option} --name NAME"
 
 
-def _decoder_option(plans: dict) -> str:
-    """Nothing where the configurations of the plans differ in it, or name none."""
-    decoders = _decoders(plans)
-    return f" --decoder {decoders.pop()}" if len(decoders) == 1 else ""
-
-
-def _decoders(plans: dict) -> set[str]:
-    """The names of those in the configurations of the plans."""
-    configurations = plans.get("configurations", {}).values()
-    entries = [one.get("architecture") or {} for one in configurations]
-    arguments = [entry.get("arch_kwargs", {}) for entry in entries]
-    named = [own["decoder"] for own in arguments if "decoder" in own]
-    return {options["name"] if isinstance(options, dict) else options for options in named}
+def _preset_of(saved: Mapping) -> str:
+    """The name of the file's encoder; PRESET where it has none."""
+    encoder = _encoder_of(saved)
+    widths = encoder and (encoder.embed_dim, encoder.depths, encoder.window)
+    known = {name: (own.embed_dim, own.depths, own.window) for name, own in PRESETS.items()}
+    return next((name for name, own in known.items() if own == widths), "PRESET")

@@ -1,13 +1,33 @@
-"""Fine-tuning checkpoints truncated by a kill or a full disk: nnU-Net overwrites them in place."""
+"""Which of a fold's checkpoints a fine-tuning continues from: the newest, and a whole one.
+
+nnU-Net takes the final one wherever there is one. It overwrites its checkpoints in place, so that a
+kill or a full disk truncates them; those of our trainers replace the former one once they are
+whole.
+"""
 
 from __future__ import annotations
 
 import zipfile
 from pathlib import Path
 
-from nnssl.types import PrintFn
+from nnssl.types import FINAL, PrintFn
 
-OTHERS = ("checkpoint_latest.pth", "checkpoint_best.pth")  # that a fold may have
+LATEST = "checkpoint_latest.pth"
+ALL = (FINAL, LATEST, "checkpoint_best.pth")  # that a fold may have
+
+
+def newest(checkpoint: dict | str, print_fn: PrintFn) -> dict | str:
+    """What `--c` continues from where nnU-Net chose `checkpoint`, a path or its content: instead of
+    a final one the latest of a later training of this fold, which is logged. That training was made
+    longer or started again, and then stopped: nnU-Net removes the latest where one ends.
+    """
+    if isinstance(checkpoint, dict) or Path(checkpoint).name != FINAL:
+        return checkpoint
+    final, latest = Path(checkpoint), Path(checkpoint).with_name(LATEST)
+    if not latest.is_file() or _written(latest) <= _written(final) or not _is_whole_archive(latest):
+        return checkpoint
+    print_fn(f"{LATEST} is newer than {FINAL}, of a training that was stopped: it is continued")
+    return str(latest)
 
 
 def whole(checkpoint: dict | str, print_fn: PrintFn) -> dict | str:
@@ -36,9 +56,13 @@ def _newest_whole(path: Path) -> Path | None:
     """The newest whole one of the other checkpoints in its folder. nnU-Net removes the latest only
     once the final one is written.
     """
-    others = [path.with_name(name) for name in OTHERS if name != path.name]
+    others = [path.with_name(name) for name in ALL if name != path.name]
     whole = [other for other in others if other.is_file() and _is_whole_archive(other)]
-    return max(whole, key=lambda other: other.stat().st_mtime, default=None)
+    return max(whole, key=_written, default=None)
+
+
+def _written(path: Path) -> float:
+    return path.stat().st_mtime
 
 
 def _is_whole_archive(path: Path | str) -> bool:

@@ -95,7 +95,13 @@ def _other_decoder(network: SwinUNETR, pretrained: dict, steps: tuple[Shape, ...
         ours = network.decoder_options["name"]
         return f"the plans have {ours}, the checkpoint has {pretrained['name']}"
     here = network.encoder.config.steps
-    return None if here == steps else f"its steps are {here}, but were {steps} in the pretraining"
+    if here == steps:
+        return None
+    return f"its steps are {_shown(here)}, but were {_shown(steps)} in the pretraining"
+
+
+def _shown(steps: tuple[Shape, ...]) -> str:
+    return " ".join("x".join(map(str, step)) for step in steps) or "2 everywhere"
 
 
 def random_start(plans: dict) -> list[str]:

@@ -184,6 +184,10 @@ class LightDecoder(nn.Module):
         by_dataset = norm == "dataset"
         self.norms = nn.ModuleList(DatasetNorm(width) for width in channels if by_dataset)
         widths = widths or self.default_widths(channels)
+        if len(widths) != len(steps):
+            raise ValueError(
+                f"the light decoder takes {len(steps)} widths, at strides 1 to 16, got {widths}"
+            )
         below, skips = (*widths[1:], channels[4]), (image_channels, *channels[:4])
         self.lifts = nn.ModuleList(
             Lift(step, *own, pointwise=level > 0, grouped=by_dataset and level > 2)
@@ -222,21 +226,23 @@ def full_options(decoder: str | dict) -> dict:
 
     Raises ValueError for an unknown decoder.
     """
-    options = OPTIONS.get(decoder, {"name": decoder}) if isinstance(decoder, str) else dict(decoder)
-    _require_known_decoder(options.get("name"))
+    known = OPTIONS.get(decoder, decoder) if isinstance(decoder, str) else decoder
+    return named(known)
+
+
+def named(decoder: str | dict) -> dict:
+    """{"name": ..., ...the options given}. Raises ValueError for an unknown decoder."""
+    options = {"name": decoder} if isinstance(decoder, str) else dict(decoder)
+    if options.get("name") not in DECODERS:
+        raise ValueError(f"unknown decoder {options.get('name')!r}; known: {', '.join(DECODERS)}")
     return options
-
-
-def _require_known_decoder(name: str | None) -> None:
-    if name not in DECODERS:
-        raise ValueError(f"unknown decoder {name!r}; known: {', '.join(DECODERS)}")
 
 
 def spelled_out(decoder: str | dict) -> dict:
     """{"name": ..., ...its options} of what existing plans name: what they leave out has the value
-    that it had then.
+    that it had then. Raises ValueError for an unknown decoder.
     """
-    options = {"name": decoder} if isinstance(decoder, str) else dict(decoder)
+    options = named(decoder)
     return LEFT_OUT.get(options["name"], {}) | options
 
 
@@ -247,9 +253,8 @@ def make_decoder(
 
     Raises ValueError for an unknown decoder or option.
     """
-    options = {"name": decoder} if isinstance(decoder, str) else dict(decoder)
-    name = full_options({"name": "light", **options})["name"]
-    options.pop("name", None)
+    options = named(decoder)
+    name = options.pop("name")
     config = encoder.config
     steps = tuple(config.step(number) for number in range(STEPS))
     shared = (steps, config.in_channels, encoder.channels, classes, deep_supervision)

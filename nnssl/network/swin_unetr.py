@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from nnssl.encoder.config import PATCH, SwinConfig
 from nnssl.encoder.presets import preset
 from nnssl.encoder.swin import Swin
-from nnssl.network.decoders import OUTPUTS, make_decoder
+from nnssl.network.decoders import OUTPUTS, make_decoder, named
 from nnssl.network.layers import by_channel
 from nnssl.shapes import ceil_div
 from nnssl.types import Shape
@@ -78,7 +78,7 @@ class SwinUNETR(nn.Module):
         if image_skip not in SKIPS:
             raise ValueError(f"image_skip must be one of {', '.join(SKIPS)}, got {image_skip!r}")
         self.raw_skip = image_skip == "raw"
-        self.decoder_options = {"name": decoder} if isinstance(decoder, str) else dict(decoder)
+        self.decoder_options = named(decoder)
         self.decoder = make_decoder(decoder, self.encoder, num_classes, deep_supervision)
 
     def encode(self, image: Tensor) -> tuple[Tensor, list[Tensor]]:
