@@ -51,7 +51,7 @@ class SwinTrainer(DefaultNetworkTrainer):
         # raised when the network is built, unless a saved model brings its own
         except (ValueError, OSError) as error:
             self.unresolved = error
-        self.continues, self.is_told_to = False, bool(plans.get("continue_training"))
+        self.continues, self.continue_training = False, bool(plans.get("continue_training"))
         self.watch: Watch | None = None
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.initial_lr, self.weight_decay = self.recipe.lr, self.recipe.weight_decay
@@ -126,7 +126,7 @@ class SwinTrainer(DefaultNetworkTrainer):
         self.average.use()  # as saved; the next epoch of a training continues with the raw weights
 
     def _checkpoint_to_load(self, chosen: dict | str) -> dict | str:
-        if self.is_told_to and not self.was_initialized:
+        if self.continue_training and not self.was_initialized:
             chosen = resume.newest(chosen, self.print_to_log_file)
         return resume.whole(chosen, self.print_to_log_file)
 
