@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields, replace
+from math import inf
 from types import NoneType, UnionType
 from typing import Literal, NoReturn, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
@@ -38,11 +39,11 @@ ANY = Check("anything", lambda _: True)
 
 
 def at_least(least: float) -> Check:
-    return Check(f"at least {least}", lambda value: value >= least)
+    return Check(f"at least {least}", lambda value: least <= value < inf)
 
 
 def above(bound: float) -> Check:
-    return Check(f"above {bound}", lambda value: value > bound)
+    return Check(f"above {bound}", lambda value: bound < value < inf)
 
 
 @dataclass(frozen=True)
@@ -185,13 +186,30 @@ def add(parser: argparse.ArgumentParser, cls: type, unset: bool = False) -> None
 
 def _for_argparse(each: Option) -> dict:
     """The keyword arguments of `add_argument`, without the default."""
-    args = {"help": each.meaning}
+    args: dict[str, object] = {"help": each.meaning}
     if each.is_flag:
         args |= {"dest": each.name, "required": bool(each.required)}
     if each.kind is bool:
         action = "store_false" if each.default is True else "store_true"
         return args | {"action": action, "default": None}
+    if each.is_flag and each.nargs in ("+", "*"):
+        args["action"] = _Extend
     return args | {key: value for key, value in _of_words(each).items() if value is not None}
+
+
+class _Extend(argparse.Action):
+    """A flag of several words that is repeated adds to them: `-i A -i B` is `-i A B`."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: object,
+        option_string: str | None = None,
+    ) -> None:
+        before = getattr(namespace, self.dest, self.default)
+        typed = [] if before is self.default else before
+        setattr(namespace, self.dest, [*typed, *cast("list", values)])
 
 
 def _of_words(each: Option) -> dict[str, object]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import MISSING
+from math import isfinite
 from typing import cast
 
 from nnssl.options import Option, options_of
@@ -45,6 +46,15 @@ def _value(text: str, field: Option) -> object:
         return _is_true(text)
     kind = cast("type", field.kind)
     try:
-        return kind(text)
+        value = kind(text)
     except ValueError as error:
-        raise ValueError(f"{text!r} is not a {kind.__name__}") from error
+        raise ValueError(f"{text!r} is not {_in_words(kind)}") from error
+    if isinstance(value, float) and not isfinite(value):
+        raise ValueError(f"{text!r} is not a finite number")
+    return value
+
+
+def _in_words(kind: type) -> str:
+    """What a value of this type is; a type of ours says it in its `WORDS`."""
+    known = {int: "a whole number", float: "a number"}
+    return known.get(kind) or getattr(kind, "WORDS", f"a {kind.__name__}")

@@ -207,7 +207,8 @@ def test_published_gradients_are_clipped_as_the_authors_do():
         ("lr_batch=0", "lr_batch must be above 0, got 0"),
         ("clip_norm=-1", "clip_norm must be a length above 0, or 0 for no clipping, got -1"),
         ("warmup=30", "warmup is a fraction of the run's steps, from 0 to below 1, got 30"),
-        ("warmup=nan", "warmup is a fraction of the run's steps"),
+        ("warmup=nan", "'nan' is not a finite number"),
+        ("clip_norm=inf", "'inf' is not a finite number"),
         ("lr_floor=1", "lr_floor must be from 0 to lr="),
         ("lr_floor=-1", "lr_floor must be from 0 to lr="),
         ("beta2=1", "beta2 must be from 0 to below 1, got 1"),
@@ -287,6 +288,15 @@ def test_a_trial_for_time_leaves_nothing_behind_and_keeps_to_the_methods_least()
     method.after_step(0.0)
     after = method.state_dict()
     assert all(torch.equal(after[k], v) for k, v in before.items() if torch.is_tensor(v))
+
+
+def test_a_busy_moment_does_not_decide_on_a_batch(monkeypatch):
+    """Nor does the first pass: the least counts, to a power of two."""
+    seconds = iter([0.9, 0.3, 0.34])
+    monkeypatch.setattr(capacity, "_seconds_per_scan", lambda *_: next(seconds))
+    assert capacity.timely_batch_size(micro.method(), micro.CROP, micro.CPU) == 4
+    monkeypatch.setattr(capacity, "_seconds_per_scan", lambda *_: 20.0)  # once
+    assert capacity.timely_batch_size(micro.method("simmim"), micro.CROP, micro.CPU) == 1
 
 
 def test_a_picture_moves_no_running_moment(tmp_path, monkeypatch):

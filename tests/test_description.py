@@ -288,7 +288,7 @@ def test_a_file_that_exhausts_the_memory_or_runs_something_is_not_read(tmp_path,
         (
             {"options": {"set": ["lr=fast"]}},
             {},
-            "arm a: cannot set 'lr=fast': 'fast' is not a float",
+            "arm a: cannot set 'lr=fast': 'fast' is not a number",
         ),
         ({"options": {"set": ["teacher=1"]}}, {}, "arm a: cannot set 'teacher=1'"),
         (

@@ -69,6 +69,15 @@ def test_the_command_and_python_have_the_same_defaults_and_types():
         said.eggs = 5
 
 
+def test_a_flag_of_several_words_may_be_repeated():
+    assert typed("plum --tins a b --tins c").tins == (Path("a"), Path("b"), Path("c"))
+    assert typed("plum --size 1 2 3 --size 4 5 6").size == (4.0, 5.0, 6.0)  # as many as there are
+    assert typed("plum").tins == Baking("plum").tins
+    for unset in (False, True):
+        given = options.parse_words(["plum", "--tins", "a", "--tins", "b"], Command, unset=unset)
+        assert given.tins == [Path("a"), Path("b")]
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
@@ -79,6 +88,7 @@ def test_the_command_and_python_have_the_same_defaults_and_types():
         ("plum --shelf 3", "unrecognized arguments: --shelf 3"),
         ("plum -e 0", "eggs must be at least 1, got 0"),
         ("plum --sugar-spoons nan", "sugar_spoons must be above 0, got nan"),
+        ("plum --sugar-spoons inf", "sugar_spoons must be above 0, got inf"),
     ],
 )
 def test_what_is_wrong_is_said(line, message):

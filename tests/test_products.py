@@ -5,9 +5,13 @@ from __future__ import annotations
 import micro
 import pytest
 import torch
+import torch.nn.functional as F
 from torch.utils.data import default_collate
 
 from nnssl.cpu.products import by_onednn
+from nnssl.modules.contrast import nt_xent
+from nnssl.modules.heads import Prototypes
+from nnssl.modules.running import RunningMean
 from nnssl.train import pretrain
 from nnssl.train.pretrain import Options
 
@@ -36,6 +40,24 @@ def test_products_stay_right() -> None:
         found = a @ b
     exact = a.double() @ b.double()
     assert (found - exact).norm() / exact.norm() < 1e-2  # with AMX the factors are bf16
+
+
+def test_what_is_divided_by_a_temperature_is_fp32_on_every_processor() -> None:
+    """AMX rounds factors to bf16 in a pretraining."""
+    torch.manual_seed(0)
+    prototypes, rows = Prototypes(32, 512), F.normalize(torch.randn(256, 32), dim=-1)
+    counts = torch.rand(4096)
+    many, mean = torch.randn(4096, 24), RunningMean(24)
+    views = [torch.randn(8, 64) for _ in range(2)]
+    with by_onednn(CPU):
+        logits = prototypes(rows)
+        mean.accumulate(many, counts)
+        loss = nt_xent(*views, 0.04)[0]
+    weights = F.normalize(prototypes.weight.double(), dim=-1)
+    torch.testing.assert_close(logits.double(), rows.double() @ weights.T, atol=1e-6, rtol=0)
+    total = (many.double() * counts.double()[:, None]).sum(0)
+    torch.testing.assert_close(mean._pending[0][:-1].double(), total, atol=1e-3, rtol=0)
+    torch.testing.assert_close(loss, nt_xent(*views, 0.04)[0], atol=1e-5, rtol=0)
 
 
 def test_views_are_exact_in_a_pretraining(monkeypatch, tmp_path) -> None:

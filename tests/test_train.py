@@ -298,6 +298,19 @@ def test_a_run_is_never_overwritten(tmp_path, there, resume, message):
 # -- accumulation and the order of samples ---------------------------------------------
 
 
+def test_what_is_monitored_is_the_mean_over_the_parts_of_a_step(tmp_path):
+    run = micro.run(tmp_path, "simclr", steps=2, accumulate=2)
+    samples = batches.MicroBatches(0, 1, run.config.batch_size, 2)
+    parts = [default_collate([run.crops[index] for index in part]) for part in samples]
+    run.begin_step()
+    _, (first, second) = run.backward(map(run.prepare_views, parts), 2)
+    _, found = run.gradients(parts)
+    assert float(first["accuracy"]) != float(second["accuracy"])
+    mean = (first["accuracy"] + second["accuracy"]) / 2
+    torch.testing.assert_close(found["accuracy"], mean)
+    assert torch.equal(found["embedding"], second["embedding"])
+
+
 def test_accumulation_gives_what_one_large_batch_gives(tmp_path):
     runs = [micro.run(tmp_path / str(parts), steps=2, accumulate=parts) for parts in (1, 2, 4)]
     for parts, run in zip((1, 2, 4), runs, strict=True):

@@ -17,8 +17,9 @@ from nnssl.recipe import Recipe
 
 
 class DefaultNetworkTrainer(nnUNetTrainer):
-    # nnU-Net declares it as None as well, which it is where there is nothing to train on
+    # nnU-Net declares them as None as well, which they are where there is nothing to train on
     preprocessed_dataset_folder_base: str
+    output_folder: str
 
     knows_our_plans = False  # whether the plans may name our network; nnU-Net's trainer cannot
 

@@ -28,3 +28,13 @@ def by_onednn(device: torch.device, exact: bool = False) -> Iterator[None]:
         yield
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+@contextmanager
+def in_fp32(device: torch.device) -> Iterator[None]:
+    """Inside the block products of fp32 tensors round nothing to bf16: neither by autocast, nor on
+    a processor with units for it. For what is divided by a small temperature or added up over many
+    rows. The backward pass is outside.
+    """
+    with torch.autocast(device.type, enabled=False), by_onednn(device, exact=True):
+        yield

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nnssl import dist
+from nnssl.cpu.products import in_fp32
 from nnssl.modules.running import Running
 
 if TYPE_CHECKING:
@@ -133,7 +134,7 @@ def _contrast(
     `positive` [N]: which of its own process's columns is right; `scans` [N]: of rows and columns
     alike.
     """
-    with torch.autocast(rows.device.type, enabled=False):
+    with in_fp32(rows.device):
         columns, others = dist.all_gather_with_gradient(columns), dist.all_gather(scans)
         if queue is not None:
             columns, others = torch.cat([columns, queue.keys]), torch.cat([others, queue.scans])

@@ -15,6 +15,8 @@ COARSE, COARSER = 8, 16  # strides behind stages 2 and 3
 class BlockSides(tuple):
     """Sides of a hidden block in voxels: one for all axes, or one per axis: 16, or 16x8x8."""
 
+    WORDS = "sides in voxels, such as 16 or 16x8x8"
+
     def __new__(cls, sides: str | int | Iterable[int]) -> BlockSides:
         if isinstance(sides, str):
             sides = list(map(int, sides.split("x")))

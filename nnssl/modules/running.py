@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nnssl import dist
+from nnssl.cpu.products import in_fp32
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -93,7 +94,7 @@ def _weighted_sum(rows: Tensor, counts: Tensor | None) -> Tensor:
     """[N size] to [size]."""
     if counts is None:
         return rows.sum(dim=0)
-    with torch.autocast(rows.device.type, enabled=False):
+    with in_fp32(rows.device):
         return torch.mv(rows.t(), counts)
 
 

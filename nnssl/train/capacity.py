@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from math import log2
 
 import torch
 from torch import nn
@@ -20,6 +21,8 @@ FRACTION = 0.6
 MOST = {"cpu": 8, "cuda": 32, "mps": 8}
 
 
+PASSES = 3  # that are timed, as long as they take less than a step
+SHORTEST = 1e-3  # seconds of a pass that count: clocks may stand still for as long
 STEP_SECONDS = 1.5  # of a step on a CPU: progress is seen, and a scan's gradient is used soon
 
 
@@ -32,18 +35,28 @@ def trial(method: Method, crop: Shape, device: torch.device) -> dict:
 
 
 def timely_batch_size(method: Method, crop: Shape, device: torch.device) -> int:
-    """Scans of a CPU's step of some `STEP_SECONDS`, at least as many as the method needs."""
-    seconds = _seconds_per_scan(method, trial(method, crop, device))
-    return min(max(round(STEP_SECONDS / seconds), method.smallest_batch), MOST[device.type])
+    """Scans of a CPU's step of some `STEP_SECONDS`, a power of two, and at least as many as the
+    method needs.
+
+    By the least CPU time of a few passes: a machine that is busy at the moment, or a first pass,
+    should not decide on a run.
+    """
+    views = trial(method, crop, device)
+    passes = [_seconds_per_scan(method, views)]
+    while len(passes) < PASSES and sum(passes) < STEP_SECONDS:
+        passes.append(_seconds_per_scan(method, views))
+    timely = 2 ** round(log2(STEP_SECONDS / min(passes)))
+    return int(min(max(timely, method.smallest_batch), MOST[device.type]))
 
 
 def _seconds_per_scan(method: Method, views: dict) -> float:
-    began = time.perf_counter()
+    """CPU time of one pass by thread."""
+    began = time.process_time()
     method(views).losses["total"].backward()
-    seconds = time.perf_counter() - began
+    seconds = (time.process_time() - began) / torch.get_num_threads()
     method.zero_grad(set_to_none=True)
     discard_all(method)
-    return seconds
+    return max(seconds, SHORTEST)
 
 
 def fitting_batch_size(method: Method, crop: Shape, device: torch.device, bf16: bool) -> int:

@@ -9,7 +9,8 @@ rankme          exp of the entropy of the singular values of the last `WINDOW` e
                 2023).
 entropy_<head>  mean entropy of the teacher's targets, as a fraction of log K: 1 = uniform collapse.
 spread_<head>   entropy of the mean target, as a fraction of log K: 0 = one prototype for all.
-used_<head>     how many prototypes are the first choice of some token or crop.
+used_<head>     how many prototypes are the first choice of some token or crop. These three
+                are of the last part of a step (--accumulate).
 accuracy        fraction of right answers, where the method asks a question that has one.
 """
 

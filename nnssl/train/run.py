@@ -81,15 +81,17 @@ class Run:
     # -- one step
 
     def gradients(self, micro_batches: list[dict]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Backward over all parts of one step; the mean losses (detached) and what the last part
-        monitors.
+        """Backward over all parts of one step; the mean losses (detached) and what is monitored: of
+        a scalar the mean over the parts, of all else the last part's.
         """
         self.begin_step()
         views = (self.prepare_views(batch) for batch in micro_batches)
         losses, monitored = self.backward(views, len(micro_batches))
         for part in monitored:
             self.monitors.record(part)
-        return losses, monitored[-1]
+        names = [name for name, value in monitored[-1].items() if value.dim() == 0]
+        means = {name: torch.stack([part[name] for part in monitored]).mean() for name in names}
+        return losses, monitored[-1] | means
 
     def begin_step(self) -> None:
         """The host's part of a step: clear gradients and seed the step's own random generator."""
