@@ -547,6 +547,10 @@ MISTAKES = [
     ({"preset": "smitt"}, "unknown preset 'smitt'"),
     ({"start": Path("/nowhere/x.pth")}, "no checkpoint at /nowhere/x.pth"),
     ({"graph": True}, "--graph cannot be used: CUDA graphs need an NVIDIA GPU"),
+    *[
+        ({"method": name, "crop": size}, f"of at least 1 voxel each, got {size}")
+        for name, size in [("ibot", (0, 0)), ("ibot", (0, 0, 0)), ("simmim", (-4, 4, 4))]
+    ],
     ({"crop": (30, 30)}, "mask block 8 does not divide crop 30x30"),
     ({"method": "rotation", "crop": (32, 48)}, "rotation needs a crop of equal sides"),
     ({"settings": ("mask_block=16x8",), "crop": (32, 32, 32)}, "2 sides for 3 axes"),
