@@ -266,6 +266,22 @@ def test_a_crop_takes_the_shape_that_a_method_needs(name, crop, fits):
     assert configure.fitting_crop(METHODS[name], crop) == fits
 
 
+@pytest.mark.parametrize(
+    ("name", "settings", "fits"),
+    [
+        ("simmim", ["published=true"], (96, 32, 64)),
+        ("simmim", ["mask_block=32x16x16"], (96, 48, 64)),
+        ("ibot", ["mask_block=32"], (96, 32, 64)),
+        ("ibot", ["published=true"], (96, 48, 64)),
+    ],
+)
+def test_a_crop_holds_whole_blocks_of_a_size_that_is_given(name, settings, fits):
+    assert configure.fitting_crop(METHODS[name], (96, 48, 64), settings) == fits
+    config, _ = configure.configure(METHODS[name], settings, replace(HEADS, crop=fits))
+    micro.views(micro.method(name, mask_block=config.mask_block), crop=fits)
+    configure.require_visible(config, fits)
+
+
 @pytest.mark.parametrize(("fits", "timely", "expected"), [(5, 9, 5), (8, 3, 3), (1, 1, 1)])
 def test_a_cpus_batch_is_what_fits_and_is_done_in_time(monkeypatch, fits, timely, expected):
     monkeypatch.setattr(configure, "fitting_batch_size", lambda *_: fits)

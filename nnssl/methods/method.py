@@ -72,6 +72,16 @@ class MethodConfig:
         """How many parcels (`nnssl.data.parcel_maps`) the method learns from; 0: it needs none."""
         return 0
 
+    def block_sides(self, dims: int) -> Shape:
+        """Voxels along each of `dims` axes of the blocks that are hidden, of which a crop holds
+        whole ones; 1 where none are. Raises ValueError for another number of axes.
+        """
+        return (1,) * dims
+
+    def most_hidden(self, blocks: int) -> int:
+        """How many of a view's `blocks` are hidden at most."""
+        return 0
+
     @classmethod
     def of_the_papers(cls) -> dict:
         """The fields whose published value is not our default."""

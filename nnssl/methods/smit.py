@@ -26,7 +26,6 @@ moments before the heads, without which small batches end in uniform targets.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
@@ -300,7 +299,7 @@ class SMIT(DistillationMethod):
 
     def _most(self, blocks: int, tokens: int) -> int:
         """How many of a view's patch tokens are selected at most."""
-        hidden = math.ceil(self.config.mask_ratio * blocks) * (tokens // blocks)
+        hidden = self.config.most_hidden(blocks) * (tokens // blocks)
         return min(hidden, self.config.patch_tokens or hidden)
 
     def show(self, views: dict[str, Tensor]) -> dict[str, Float[Tensor, "batch 1 *_"]]:

@@ -19,6 +19,7 @@ from nnssl.modules.encoder_with_heads import DistillationConfig
 from nnssl.modules.masked import BlockSides, MaskedConfig
 from nnssl.train.capacity import fitting_batch_size, timely_batch_size
 from nnssl.types import PrintFn, Shape, Spacing
+from nnssl.views.masking import block_grid
 
 BLOCK_MM = 32.0  # of a hidden block: SMIT's 16 voxels at 2 mm
 BLOCK_SIDES = (8, 16, 32)  # voxels; tokens of smaller blocks have seen too little
@@ -150,11 +151,28 @@ def warn_small(method: Method, together: int, print_fn: PrintFn) -> None:
         )
 
 
-def fitting_crop(method: type[Method], crop: Shape) -> Shape:
-    """The nearest smaller crop whose shape the method takes: a rotation needs equal sides.
+def require_visible(config: MethodConfig, crop: Shape) -> None:
+    """Raises ValueError where every block of a crop would be hidden, or blocks do not divide it."""
+    sides = config.block_sides(len(crop))
+    blocks = math.prod(block_grid(crop, sides))
+    if config.most_hidden(blocks) < blocks:
+        return
+    raise ValueError(
+        f"all of the {blocks} block(s) of {'x'.join(map(str, sides))} voxels in a crop of "
+        f"{'x'.join(map(str, crop))} would be hidden, but a view needs a visible one. Type a "
+        "larger --crop, or a smaller block or a lower ratio with --set mask_block=N mask_ratio=X"
+    )
+
+
+def fitting_crop(method: type[Method], crop: Shape, settings: Sequence[str] = ()) -> Shape:
+    """The nearest smaller crop that the method takes: of whole blocks where `settings` name their
+    size, and a rotation needs equal sides.
 
     Raises ValueError, as `method.region` does, where no such crop works.
     """
+    # what is chosen later for the crop divides all crops of a plan, as the default does
+    blocks = method.Config.parse(settings).block_sides(len(crop))
+    crop = tuple(size - size % side or size for size, side in zip(crop, blocks, strict=True))
     square = (*crop[:-2], *[min(crop[-2:])] * 2)
     for tried in (crop, square):
         try:
