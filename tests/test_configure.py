@@ -65,6 +65,32 @@ def test_one_scan_is_refused_or_warned_about_where_a_loss_would_be_zero(name):
         assert len(said) == bool(zero)
 
 
+@pytest.mark.parametrize("name", METHODS)
+def test_a_small_batch_is_counted_as_the_loss_compares_its_scans(name):
+    """A step's parts count alone only where they change the loss."""
+    method = micro.method(name).eval()
+    crops = micro.SyntheticCrops(method.region(micro.CROP), cases=8)
+    samples = [crops[number] for number in range(8)]
+
+    def total(of: list[dict]) -> float:
+        return method(micro.prepare_views(method, of)).losses["total"].item()
+
+    halves = (total(samples[:4]) + total(samples[4:])) / 2
+    alike = total(samples) == pytest.approx(halves, rel=1e-5)
+    least, said = method.smallest_batch, []
+    configure.warn_small(method, 2 * least, 2, said.append)
+    assert said == []
+    configure.warn_small(method, least, 2, said.append)
+    assert bool(said) is (not alike)
+    for warning in said:
+        assert f"this run has {least // 2}. " in warning
+        assert "--accumulate does not help" in warning
+    advice: list[str] = []
+    configure.warn_small(method, least - 1, 1, advice.append)
+    (warning,) = advice
+    assert ("--accumulate does not help" in warning) is (not alike)
+
+
 def test_visible_blocks_alone_are_whole_windows():
     assert chosen("simmim", HEADS, "visible_only=true")["mask_block"] == (16, 16, 16)
 

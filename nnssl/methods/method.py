@@ -146,6 +146,9 @@ class Method(nn.Module, ABC):
     smallest_batch: ClassVar[int] = 2  # scans per step below which it does not learn sensibly
     # the loss that compares different scans, which is 0 in a collection of one; "" where none does
     between_scans: ClassVar[str] = ""
+    # whether scans are compared with those of the same part of a step alone (`--accumulate`), so
+    # that the number of parts changes the loss
+    compares_within_part: ClassVar[bool] = False
     Config: ClassVar[type[MethodConfig]]
 
     config: MethodConfig

@@ -63,6 +63,7 @@ class SimCLR(PairMethod):
     )
     smallest_batch = 8
     between_scans = "total"
+    compares_within_part = True
     Config = SimCLRConfig
     config: SimCLRConfig
 

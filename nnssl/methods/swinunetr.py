@@ -130,6 +130,7 @@ class SwinUNETRPretext(Method):
     )
     smallest_batch = 4
     between_scans = "contrast"
+    compares_within_part = True
     Config = SwinUNETRConfig
     config: SwinUNETRConfig
 

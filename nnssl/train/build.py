@@ -67,7 +67,7 @@ def build_run(
     # before the batch is sized, which takes of the memory that is left
     cache.hold(builder.crops, plan, options.cache, device, print_fn)
     sized = builder.sized(print_fn)
-    configure.warn_small(sized.method, sized.batch_size // builder.accumulate, print_fn)
+    configure.warn_small(sized.method, sized.batch_size, builder.accumulate, print_fn)
     run = builder.run(sized)
     if options.resume:
         _resume(run, print_fn)

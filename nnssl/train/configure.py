@@ -139,16 +139,28 @@ def check_scans(method: type[Method], scans: int, print_fn: PrintFn) -> None:
     print_fn(f"WARNING: {found}; the loss {method.between_scans!r} is 0 throughout. {cure}")
 
 
-def warn_small(method: Method, together: int, print_fn: PrintFn) -> None:
-    """Warn through `print_fn` if fewer scans are compared in a step than the method needs."""
-    if together < method.smallest_batch:
-        print_fn(
-            f"WARNING: {method.title} compares the scans of a step with one another and needs at "
-            f"least about {method.smallest_batch} of them; this run has {together}. Try "
-            f"--batch-size {method.smallest_batch} with a smaller --crop or --checkpointing, "
-            "fewer parts (--accumulate does not help: each part is compared alone), more GPUs, or "
-            "a method that needs fewer (nnssl_pretrain --list)"
+def warn_small(method: Method, batch_size: int, accumulate: int, print_fn: PrintFn) -> None:
+    """Warn through `print_fn` if a step of `batch_size` scans in `accumulate` parts has fewer than
+    the method needs: in a part, where these are compared.
+    """
+    least, within = method.smallest_batch, method.compares_within_part
+    together = batch_size // accumulate if within else batch_size
+    if together >= least:
+        return
+    if within:
+        needed = "compares the scans of a part of a step with one another"
+        cure = (
+            "with a smaller --crop or --checkpointing, fewer parts (--accumulate does not help: "
+            "each part is compared alone), more GPUs,"
         )
+    else:
+        needed = "learns from the scans of a step together"
+        cure = "with --accumulate, a smaller --crop or --checkpointing where they do not fit,"
+    print_fn(
+        f"WARNING: {method.title} {needed} and needs at least about {least} of them; this run has "
+        f"{together}. Try --batch-size {least} {cure} or a method that needs fewer "
+        "(nnssl_pretrain --list)"
+    )
 
 
 def require_visible(config: MethodConfig, crop: Shape) -> None:
