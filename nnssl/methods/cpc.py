@@ -90,6 +90,7 @@ class CPC(Method):
     )
     smallest_batch = 2
     compares_within_part = True
+    separating = ("total",)
     Config = CPCConfig
     config: CPCConfig
 

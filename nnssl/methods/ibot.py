@@ -122,6 +122,7 @@ class IBOT(DistillationMethod):
         "arXiv 2111.07832"
     )
     smallest_batch = 4
+    separating = ("image", "patch")
     Config = IBOTConfig
     config: IBOTConfig
 

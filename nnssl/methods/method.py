@@ -149,6 +149,8 @@ class Method(nn.Module, ABC):
     # whether scans are compared with those of the same part of a step alone (`--accumulate`), so
     # that the number of parts changes the loss
     compares_within_part: ClassVar[bool] = False
+    # the losses that keep the embeddings of crops apart; where there is none, these may be alike
+    separating: ClassVar[tuple[str, ...]] = ()
     Config: ClassVar[type[MethodConfig]]
 
     config: MethodConfig

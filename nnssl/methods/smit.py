@@ -154,6 +154,7 @@ class SMIT(DistillationMethod):
         "arXiv 2205.10342"
     )
     smallest_batch = 4  # with 2 the targets became one prototype within 200 steps
+    separating = ("itd", "mpd")
     Config = SMITConfig
     config: SMITConfig
 

@@ -131,6 +131,7 @@ class SwinUNETRPretext(Method):
     smallest_batch = 4
     between_scans = "contrast"
     compares_within_part = True
+    separating = ("contrast",)
     Config = SwinUNETRConfig
     config: SwinUNETRConfig
 
