@@ -6,15 +6,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from nnssl import address, weights
-from nnssl.options import Check, at_least, option
+from nnssl.options import at_least, option
+from nnssl.train.pretrain_options import A_SIZE
 from nnssl.types import NAME, Shape, Spacing
 
 DATASET, PRETRAINING = "dataset", "pretraining"  # whose spacing
 MEMORY = 8  # GB, nnU-Net's own target
-A_PATCH = Check(
-    "three numbers Z Y X, or two Y X for 2d, of at least 1 voxel each",
-    lambda patch: len(patch) in (2, 3) and min(patch) >= 1,
-)
 
 
 def _parse_spacing(given: list[str]) -> str | Spacing:
@@ -73,7 +70,7 @@ class PlansRequest:
         None, "swinunetr, light or nnunet; default: the pretrained decoder, or swinunetr"
     )
     patch: Shape | None = option(  # for the configurations of as many axes
-        None, "patch size Z Y X, or Y X for 2d", metavar="N", check=A_PATCH
+        None, "patch size Z Y X, or Y X for 2d", metavar="N", check=A_SIZE
     )
     batch_size: int | None = option(None, metavar="B", check=at_least(1))
     recipe: dict = field(default_factory=dict)  # fields of `Recipe`; None counts as left out

@@ -148,7 +148,11 @@ def test_wrong_usage_is_explained(call, arguments, message):
             ["-m", "smit", "-i", "x", "--dims", "3", "--crop", "32", "32"],
             "has 2 numbers, but --dims is 3",
         ),
-        (["-m", "smit", "-i", "x", "--crop", "32"], "has 1 numbers, but --dims is 3"),
+        (
+            ["-m", "smit", "-i", "x", "--crop", "32"],
+            "crop must be three numbers Z Y X, or two Y X for 2d, of at least 1 voxel each, "
+            "got (32,)",
+        ),
     ],
 )
 def test_errors_are_one_message_and_exit_code_1(call, nnunet_env, arguments, message):

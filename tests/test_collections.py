@@ -547,9 +547,27 @@ MISTAKES = [
     ({"preset": "smitt"}, "unknown preset 'smitt'"),
     ({"start": Path("/nowhere/x.pth")}, "no checkpoint at /nowhere/x.pth"),
     ({"graph": True}, "--graph cannot be used: CUDA graphs need an NVIDIA GPU"),
+    *[
+        ({"method": name, "crop": size}, f"of at least 1 voxel each, got {size}")
+        for name, size in [("ibot", (0, 0)), ("ibot", (0, 0, 0)), ("simmim", (-4, 4, 4))]
+    ],
     ({"crop": (30, 30)}, "mask block 8 does not divide crop 30x30"),
     ({"method": "rotation", "crop": (32, 48)}, "rotation needs a crop of equal sides"),
     ({"settings": ("mask_block=16x8",), "crop": (32, 32, 32)}, "2 sides for 3 axes"),
+    ({"settings": ("mask_block=16x8",), "crop": None}, "2 sides for 3 axes"),
+    ({"settings": ("mask_block=16x8x8",), "crop": None, "dims": 2}, "3 sides for 2 axes"),
+    ({"method": "cpc", "settings": ("cubes=60",), "crop": None}, "too small for 60 cubes"),
+    *[
+        (
+            {"method": name, "settings": ("mask_block=32",), "crop": (32, 32, 32)},
+            "all of the 1 block(s) of 32x32x32 voxels in a crop of 32x32x32 would be hidden",
+        )
+        for name in ("simmim", "smit", "ibot")
+    ],
+    (
+        {"settings": ("published=true", "mask_ratio=0.8"), "crop": (32, 64)},
+        "all of the 2 block(s) of 32x32 voxels in a crop of 32x64 would be hidden",
+    ),
     ({"batch_size": 3, "accumulate": 2}, "total batch of 3 cannot be divided"),
     ({"workers": -1}, "workers must be at least 0, got -1"),
     ({"epochs": 0, "steps": None}, "epochs must be at least 1, got 0"),

@@ -65,6 +65,32 @@ def test_one_scan_is_refused_or_warned_about_where_a_loss_would_be_zero(name):
         assert len(said) == bool(zero)
 
 
+@pytest.mark.parametrize("name", METHODS)
+def test_a_small_batch_is_counted_as_the_loss_compares_its_scans(name):
+    """A step's parts count alone only where they change the loss."""
+    method = micro.method(name).eval()
+    crops = micro.SyntheticCrops(method.region(micro.CROP), cases=8)
+    samples = [crops[number] for number in range(8)]
+
+    def total(of: list[dict]) -> float:
+        return method(micro.prepare_views(method, of)).losses["total"].item()
+
+    halves = (total(samples[:4]) + total(samples[4:])) / 2
+    alike = total(samples) == pytest.approx(halves, rel=1e-5)
+    least, said = method.smallest_batch, []
+    configure.warn_small(method, 2 * least, 2, said.append)
+    assert said == []
+    configure.warn_small(method, least, 2, said.append)
+    assert bool(said) is (not alike)
+    for warning in said:
+        assert f"this run has {least // 2}. " in warning
+        assert "--accumulate does not help" in warning
+    advice: list[str] = []
+    configure.warn_small(method, least - 1, 1, advice.append)
+    (warning,) = advice
+    assert ("--accumulate does not help" in warning) is (not alike)
+
+
 def test_visible_blocks_alone_are_whole_windows():
     assert chosen("simmim", HEADS, "visible_only=true")["mask_block"] == (16, 16, 16)
 
@@ -265,6 +291,22 @@ def test_a_checkpoint_of_before_keeps_the_loss_that_it_was_made_with():
 )
 def test_a_crop_takes_the_shape_that_a_method_needs(name, crop, fits):
     assert configure.fitting_crop(METHODS[name], crop) == fits
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "fits"),
+    [
+        ("simmim", ["published=true"], (96, 32, 64)),
+        ("simmim", ["mask_block=32x16x16"], (96, 48, 64)),
+        ("ibot", ["mask_block=32"], (96, 32, 64)),
+        ("ibot", ["published=true"], (96, 48, 64)),
+    ],
+)
+def test_a_crop_holds_whole_blocks_of_a_size_that_is_given(name, settings, fits):
+    assert configure.fitting_crop(METHODS[name], (96, 48, 64), settings) == fits
+    config, _ = configure.configure(METHODS[name], settings, replace(HEADS, crop=fits))
+    micro.views(micro.method(name, mask_block=config.mask_block), crop=fits)
+    configure.require_visible(config, fits)
 
 
 @pytest.mark.parametrize(("fits", "timely", "expected"), [(5, 9, 5), (8, 3, 3), (1, 1, 1)])

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import math
+import re
+from dataclasses import asdict
 
+import micro
 import pytest
 import torch
 
-from nnssl.train import monitors
-from nnssl.train.monitors import ADVICE, PATIENCE, Monitors, embedding_std, entropies, rankme
+from nnssl.methods import METHODS
+from nnssl.parsers import pretrain_parser
+from nnssl.train import configure, monitors
+from nnssl.train.monitors import FOUND, PATIENCE, Monitors, embedding_std, entropies, rankme
+
+SMIT = micro.method("smit")
+
+
+def every_advice(config) -> list[str]:
+    return [monitors.advice(alarm, config) for alarm in FOUND]
 
 
 def randn(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -84,7 +95,8 @@ def test_bf16_targets_are_read_in_fp32():
 
 
 def test_no_advice_takes_parts_of_a_batch_for_a_larger_one():
-    assert not any("--accumulate" in advice for advice in ADVICE.values())
+    for name in METHODS:
+        assert not any("--accumulate" in said for said in every_advice(micro.config(name)))
 
 
 # -- memory and alarms -----------------------------------------------------------------
@@ -141,9 +153,9 @@ def test_names_of_the_numbers():
 )
 def test_alarms_wait_and_are_said_once(row, advice):
     watch = Monitors()
-    said = [watch.alarms(row) for _ in range(PATIENCE + 3)]
+    said = [watch.alarms(row, SMIT) for _ in range(PATIENCE + 3)]
     assert said[: PATIENCE - 1] == [[]] * (PATIENCE - 1)
-    assert said[PATIENCE - 1] == [ADVICE[name] for name in advice]
+    assert said[PATIENCE - 1] == [monitors.advice(name, SMIT.config) for name in advice]
     assert said[PATIENCE:] == [[]] * 3
 
 
@@ -151,28 +163,69 @@ def test_a_reading_that_is_well_ends_the_count():
     watch = Monitors()
     for _ in range(3):
         for _ in range(PATIENCE - 1):
-            assert watch.alarms({"embedding_std": 0.0}) == []
-        assert watch.alarms({"embedding_std": 1.0}) == []
+            assert watch.alarms({"embedding_std": 0.0}, SMIT) == []
+        assert watch.alarms({"embedding_std": 1.0}, SMIT) == []
 
 
 def test_state_survives_a_resume():
     first, second = Monitors(), Monitors()
     first.record({"embedding": randn(4, 3)})
-    first.alarms({"embedding_std": 0.0})
+    first.alarms({"embedding_std": 0.0}, SMIT)
     second.load_state_dict(first.state_dict())
     assert torch.equal(first.embeddings, second.embeddings)
-    said = [second.alarms({"embedding_std": 0.0}) for _ in range(PATIENCE - 1)]
-    assert said[-1] == [ADVICE["embedding"]]
+    said = [second.alarms({"embedding_std": 0.0}, SMIT) for _ in range(PATIENCE - 1)]
+    assert said[-1] == [monitors.advice("embedding", SMIT.config)]
 
 
-def test_the_advice_names_options_that_exist():
-    import re
+PUBLISHED = [(name, ["published=true"]) for name in METHODS if name != "parcels"]  # has no paper
 
-    from nnssl.methods.smit import SMITConfig
-    from nnssl.parsers import pretrain_parser
 
+@pytest.mark.parametrize(
+    ("name", "settings"), [*((name, []) for name in METHODS), *PUBLISHED], ids=str
+)
+def test_the_advice_names_options_that_exist_and_would_change_something(name, settings):
+    sizes = configure.Sizes((48,) * 3, (2.0,) * 3, scans=200, steps=1000, batch_size=8)
+    config, _ = configure.configure(METHODS[name], settings, sizes)
     flags = {option for action in pretrain_parser()._actions for option in action.option_strings}
-    for advice in ADVICE.values():
-        for field in re.findall(r"--set (\w+)=", advice):
-            assert field in SMITConfig.__dataclass_fields__
-        assert set(re.findall(r"(--[a-z-]+)", advice)) <= flags
+    for said in every_advice(config):
+        assert set(re.findall(r"(--[a-z-]+)", said)) <= flags
+        for words in re.findall(r"--set ([^)]+)\)", said):
+            given = METHODS[name].Config.read(words.split())
+            assert all(getattr(config, field) != value for field, value in given.items())
+            METHODS[name].Config.parse([*settings, *words.split()])
+
+
+def test_the_advice_follows_the_values_of_the_run():
+    config = micro.config("dino", teacher_momentum=0.99, prototypes=1024)
+    _, uniform, single, _ = every_advice(config)
+    cooler = "--set teacher_temperature_start=0.03 teacher_temperature_end=0.03"
+    assert cooler in uniform
+    assert "prototypes=" not in uniform
+    assert "centre_momentum=0.8" in single
+    assert "teacher_momentum=0.995" in monitors.advice("embedding", config)
+    already = micro.config("dino", **asdict(METHODS["dino"].Config.parse(cooler.split()[1:])))
+    assert "sharper" not in monitors.advice("uniform", already)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_embeddings_that_are_alike_alarm_where_a_loss_separates_crops(name):
+    method = micro.method(name)
+    losses = method(micro.views(method)).losses
+    assert set(method.separating) <= set(losses)
+    watch = Monitors()
+    said = [watch.alarms({"embedding_std": 0.01}, method) for _ in range(PATIENCE)][-1]
+    assert bool(said) is (name not in ("simmim", "rotation", "parcels"))
+    assert all("this run may have collapsed" in text for text in said)
+
+
+def test_a_term_without_weight_separates_nothing():
+    for name, weights in [("smit", {"w_itd": 0, "w_mpd": 0}), ("swinunetr", {"w_contrast": 0})]:
+        watch, method = Monitors(), micro.method(name, **weights)
+        assert not any(watch.alarms({"embedding_std": 0.0}, method) for _ in range(PATIENCE))
+
+
+def test_a_solved_task_is_no_collapse():
+    watch = Monitors()
+    (said,) = [watch.alarms({"accuracy": 1.0}, SMIT) for _ in range(PATIENCE)][-1]
+    assert "nearly always solved" in said
+    assert "collapsed" not in said

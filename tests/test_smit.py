@@ -172,6 +172,20 @@ def test_what_is_hidden_does_not_reach_smits_student():
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
+def test_without_its_terms_smits_teacher_is_not_computed_and_still_follows(monkeypatch):
+    method = micro.method(w_itd=0.0, w_mpd=0.0)
+    monkeypatch.setattr(method.teacher, "forward", lambda *_: pytest.fail("computed for nothing"))
+    out = method(micro.views(method, crop=CROP))
+    assert out.monitored["embedding"].shape == (4, method.encoder.channels[3])  # two views of two
+    assert not out.monitored["embedding"].requires_grad
+    out.losses["total"].backward()
+    before = method.encoder.patch_embed.proj.weight.clone()
+    with torch.no_grad():
+        method.student.encoder.patch_embed.proj.weight += 1
+    method.after_step(0.0)
+    assert not torch.equal(method.encoder.patch_embed.proj.weight, before)
+
+
 def test_smits_teacher_starts_equal_gets_no_gradient_and_follows():
     method = micro.method(teacher_momentum=0.5)
     pairs = list(zip(method.student.parameters(), method.teacher.model.parameters(), strict=True))

@@ -527,7 +527,7 @@ def test_a_collapse_that_lasts_is_said_once_and_loudly(tmp_path):
         result = StepResult({"total": torch.ones(())}, monitored, torch.ones(()), rate=1e-4)
         written.append(log.row(result, seconds=1.0, waited=0.0, rejected=0))
     (warning,) = warnings(said)
-    assert f"WARNING: this run may have collapsed at step {PATIENCE}" in warning
+    assert f"WARNING at step {PATIENCE}: this run may have collapsed: " in warning
     assert "all crops look alike" in warning
     assert "no information" in warning
     assert "--set" in warning

@@ -124,7 +124,7 @@ def test_dimensions(options, dims):
 
 
 def test_a_batch_too_small_for_the_method_is_said(slices):
-    """The parts of a step are compared alone: their size counts, not that of the whole batch."""
+    """Where the parts of a step are compared alone, their size counts, not that of the batch."""
     smallest = METHODS["simclr"].smallest_batch
     _, said = slices("simclr", batch_size=smallest, accumulate=2, steps=1)
     assert (
@@ -133,6 +133,8 @@ def test_a_batch_too_small_for_the_method_is_said(slices):
     )
     _, said = slices("simmim", batch_size=1, steps=1)
     assert "WARNING" not in said
+    _, said = slices("smit", batch_size=METHODS["smit"].smallest_batch, accumulate=2, steps=1)
+    assert "needs at least about" not in said
 
 
 @pytest.fixture

@@ -49,6 +49,7 @@ class BYOL(TaughtPairMethod):
         "NeurIPS 2020"
     )
     smallest_batch = 4
+    separating = ("total",)
     Config = BYOLConfig
     config: BYOLConfig
 

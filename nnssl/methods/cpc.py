@@ -89,6 +89,8 @@ class CPC(Method):
         "arXiv 1807.03748"
     )
     smallest_batch = 2
+    compares_within_part = True
+    separating = ("total",)
     Config = CPCConfig
     config: CPCConfig
 

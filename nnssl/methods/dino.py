@@ -73,6 +73,7 @@ class DINO(DistillationMethod):
         "arXiv 2104.14294"
     )
     smallest_batch = 4
+    separating = ("total",)
     Config = DINOConfig
     config: DINOConfig
 

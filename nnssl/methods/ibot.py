@@ -82,6 +82,14 @@ class IBOTConfig(MultiCropConfig, DistillationMethodConfig):
         self._check_mask_ratio()
         require_weights(self, "w_image", "w_patch")
 
+    def block_sides(self, dims: int) -> Shape:
+        """The side of a patch along each of `dims` axes."""
+        return (self.mask_block,) * dims
+
+    def most_hidden(self, blocks: int) -> int:
+        """How many of a view's patches are hidden at most."""
+        return max(1, round((self.mask_ratio + self.mask_spread) * blocks))
+
     def _check_mask_block(self) -> None:
         if self.mask_block not in BLOCKS:
             raise ValueError(
@@ -114,6 +122,7 @@ class IBOT(DistillationMethod):
         "arXiv 2111.07832"
     )
     smallest_batch = 4
+    separating = ("image", "patch")
     Config = IBOTConfig
     config: IBOTConfig
 
@@ -180,9 +189,8 @@ class IBOT(DistillationMethod):
 
     def _most(self, patches: int) -> int:
         """How many patches are hidden at most in both views of a scan; `patches`: of a view."""
-        c = self.config
-        views = 1 if c.mask_chance == 1 / GLOBAL_VIEWS else GLOBAL_VIEWS
-        return views * max(1, round((c.mask_ratio + c.mask_spread) * patches))
+        views = 1 if self.config.mask_chance == 1 / GLOBAL_VIEWS else GLOBAL_VIEWS
+        return views * self.config.most_hidden(patches)
 
     def _draw_hidden(self, grid: Shape, generator: torch.Generator) -> Tensor:
         """Bool [2 *grid]. A view hides something with `mask_chance`; one of the two always does."""

@@ -72,6 +72,16 @@ class MethodConfig:
         """How many parcels (`nnssl.data.parcel_maps`) the method learns from; 0: it needs none."""
         return 0
 
+    def block_sides(self, dims: int) -> Shape:
+        """Voxels along each of `dims` axes of the blocks that are hidden, of which a crop holds
+        whole ones; 1 where none are. Raises ValueError for another number of axes.
+        """
+        return (1,) * dims
+
+    def most_hidden(self, blocks: int) -> int:
+        """How many of a view's `blocks` are hidden at most."""
+        return 0
+
     @classmethod
     def of_the_papers(cls) -> dict:
         """The fields whose published value is not our default."""
@@ -136,6 +146,11 @@ class Method(nn.Module, ABC):
     smallest_batch: ClassVar[int] = 2  # scans per step below which it does not learn sensibly
     # the loss that compares different scans, which is 0 in a collection of one; "" where none does
     between_scans: ClassVar[str] = ""
+    # whether scans are compared with those of the same part of a step alone (`--accumulate`), so
+    # that the number of parts changes the loss
+    compares_within_part: ClassVar[bool] = False
+    # the losses that keep the embeddings of crops apart; where there is none, these may be alike
+    separating: ClassVar[tuple[str, ...]] = ()
     Config: ClassVar[type[MethodConfig]]
 
     config: MethodConfig

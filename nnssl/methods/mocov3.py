@@ -65,6 +65,8 @@ class MoCoV3(TaughtPairMethod):
     )
     smallest_batch = 8
     between_scans = "total"
+    compares_within_part = True
+    separating = ("total",)
     Config = MoCoV3Config
     config: MoCoV3Config
 

@@ -63,6 +63,8 @@ class SimCLR(PairMethod):
     )
     smallest_batch = 8
     between_scans = "total"
+    compares_within_part = True
+    separating = ("total",)
     Config = SimCLRConfig
     config: SimCLRConfig
 

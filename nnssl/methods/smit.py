@@ -26,7 +26,6 @@ moments before the heads, without which small batches end in uniform targets.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
@@ -39,7 +38,7 @@ from nnssl.host_memory import to_device
 from nnssl.methods.distillation import DistillationMethod, DistillationMethodConfig
 from nnssl.methods.method import Step, weighted_total
 from nnssl.modules.bounds import require_at_least, require_not_negative, require_weights
-from nnssl.modules.encoder_with_heads import MAP_OF_STRIDE, EncoderWithHeads
+from nnssl.modules.encoder_with_heads import MAP_OF_STRIDE, DistillationOutput, EncoderWithHeads
 from nnssl.modules.losses import Centre, cross_view, masked_l1, soft_cross_entropy
 from nnssl.modules.masked import MaskedConfig
 from nnssl.modules.selected import SelectedTokens, select_tokens
@@ -155,6 +154,7 @@ class SMIT(DistillationMethod):
         "arXiv 2205.10342"
     )
     smallest_batch = 4  # with 2 the targets became one prototype within 200 steps
+    separating = ("itd", "mpd")
     Config = SMITConfig
     config: SMITConfig
 
@@ -233,23 +233,35 @@ class SMIT(DistillationMethod):
         taught, selected = self._taught(views)
         shown, wanted = shown_to_encoder(hidden, visible, config), self._decoded()
         student = self.student(image, shown, selected, wanted)
-        losses, monitored = {}, {}
+        losses = {}
         if self.decoder is not None:
             losses["mip"] = self._mip(self.decoder, student.maps, image, hidden)
-        teacher = self.teacher(taught, None, selected)
-        if config.w_itd > 0:
-            losses["itd"], monitored["teacher_image"] = self._itd(student.image, teacher.image)
-        if config.w_mpd > 0:
-            losses["mpd"], monitored["teacher_patch"] = self._mpd(
-                student.patch, teacher.patch, selected
-            )
+        distilled, monitored = self._distil(student, taught, selected)
+        losses |= distilled
         if self.segmenter is not None:
             first, parcels = views["image"][0], views["parcels"][0]
             maps = self.student.encoder(first)
             losses["parcels"], monitored["accuracy"] = self.segmenter.loss(maps, first, parcels)
-        monitored["embedding"] = teacher.embedding
         losses["total"] = weighted_total(losses, config)
         return Step(losses, monitored)
+
+    def _distil(
+        self, student: DistillationOutput, taught: Tensor, selected: SelectedTokens
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The losses that need the teacher, and what is monitored. Without such losses nobody reads
+        the teacher, so it is not computed, and the student's embeddings are monitored.
+        """
+        if student.image is None and student.patch is None:
+            return {}, {"embedding": student.embedding.detach()}
+        teacher = self.teacher(taught, None, selected)
+        losses, monitored = {}, {"embedding": teacher.embedding}
+        if student.image is not None:
+            losses["itd"], monitored["teacher_image"] = self._itd(student.image, teacher.image)
+        if student.patch is not None:
+            losses["mpd"], monitored["teacher_patch"] = self._mpd(
+                student.patch, teacher.patch, selected
+            )
+        return losses, monitored
 
     def _taught(self, views: dict[str, Tensor]) -> tuple[Tensor, SelectedTokens]:
         """The teacher's input, and its patch tokens that are compared. Both views are drawn alike,
@@ -300,7 +312,7 @@ class SMIT(DistillationMethod):
 
     def _most(self, blocks: int, tokens: int) -> int:
         """How many of a view's patch tokens are selected at most."""
-        hidden = math.ceil(self.config.mask_ratio * blocks) * (tokens // blocks)
+        hidden = self.config.most_hidden(blocks) * (tokens // blocks)
         return min(hidden, self.config.patch_tokens or hidden)
 
     def show(self, views: dict[str, Tensor]) -> dict[str, Float[Tensor, "batch 1 *_"]]:

@@ -130,6 +130,8 @@ class SwinUNETRPretext(Method):
     )
     smallest_batch = 4
     between_scans = "contrast"
+    compares_within_part = True
+    separating = ("contrast",)
     Config = SwinUNETRConfig
     config: SwinUNETRConfig
 

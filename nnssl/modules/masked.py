@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
@@ -90,6 +91,14 @@ class MaskedConfig:
                 f"decode_from must be a stride of the encoder, {list(STRIDES)}, got "
                 f"{self.decode_from}"
             )
+
+    def block_sides(self, dims: int) -> Shape:
+        """The side of a block along each of `dims` axes; ValueError for another number of them."""
+        return self.mask_block.along(dims)
+
+    def most_hidden(self, blocks: int) -> int:
+        """How many of an image's `blocks` are hidden, where none of them is one constant."""
+        return math.ceil(self.mask_ratio * blocks)
 
     @property
     def mask_stride(self) -> int:

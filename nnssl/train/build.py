@@ -67,7 +67,7 @@ def build_run(
     # before the batch is sized, which takes of the memory that is left
     cache.hold(builder.crops, plan, options.cache, device, print_fn)
     sized = builder.sized(print_fn)
-    configure.warn_small(sized.method, sized.batch_size // builder.accumulate, print_fn)
+    configure.warn_small(sized.method, sized.batch_size, builder.accumulate, print_fn)
     run = builder.run(sized)
     if options.resume:
         _resume(run, print_fn)
@@ -123,7 +123,9 @@ class _Builder:
         return (
             self.options.crop
             or self.earlier.crop
-            or configure.fitting_crop(self.kind, self.plan.crop[-self.dims :])
+            or configure.fitting_crop(
+                self.kind, self.plan.crop[-self.dims :], self.options.settings
+            )
         )
 
     @cached_property
@@ -163,6 +165,8 @@ class _Builder:
         config, choices = configure.configure(
             self.kind, options.settings, sizes, self.earlier.method_config, self.from_scans
         )
+        if not self.earlier.method_config:  # a run that continues is as it began
+            configure.require_visible(config, self.crop)
         torch.manual_seed(batches.mixed_seed(options.seed, "weights"))
         encoder, started = self._encoder(config.drop_path)
         method = self.kind(encoder, config).to(self.device)

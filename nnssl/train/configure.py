@@ -19,6 +19,7 @@ from nnssl.modules.encoder_with_heads import DistillationConfig
 from nnssl.modules.masked import BlockSides, MaskedConfig
 from nnssl.train.capacity import fitting_batch_size, timely_batch_size
 from nnssl.types import PrintFn, Shape, Spacing
+from nnssl.views.masking import block_grid
 
 BLOCK_MM = 32.0  # of a hidden block: SMIT's 16 voxels at 2 mm
 BLOCK_SIDES = (8, 16, 32)  # voxels; tokens of smaller blocks have seen too little
@@ -138,23 +139,52 @@ def check_scans(method: type[Method], scans: int, print_fn: PrintFn) -> None:
     print_fn(f"WARNING: {found}; the loss {method.between_scans!r} is 0 throughout. {cure}")
 
 
-def warn_small(method: Method, together: int, print_fn: PrintFn) -> None:
-    """Warn through `print_fn` if fewer scans are compared in a step than the method needs."""
-    if together < method.smallest_batch:
-        print_fn(
-            f"WARNING: {method.title} compares the scans of a step with one another and needs at "
-            f"least about {method.smallest_batch} of them; this run has {together}. Try "
-            f"--batch-size {method.smallest_batch} with a smaller --crop or --checkpointing, "
-            "fewer parts (--accumulate does not help: each part is compared alone), more GPUs, or "
-            "a method that needs fewer (nnssl_pretrain --list)"
+def warn_small(method: Method, batch_size: int, accumulate: int, print_fn: PrintFn) -> None:
+    """Warn through `print_fn` if a step of `batch_size` scans in `accumulate` parts has fewer than
+    the method needs: in a part, where these are compared.
+    """
+    least, within = method.smallest_batch, method.compares_within_part
+    together = batch_size // accumulate if within else batch_size
+    if together >= least:
+        return
+    if within:
+        needed = "compares the scans of a part of a step with one another"
+        cure = (
+            "with a smaller --crop or --checkpointing, fewer parts (--accumulate does not help: "
+            "each part is compared alone), more GPUs,"
         )
+    else:
+        needed = "learns from the scans of a step together"
+        cure = "with --accumulate, a smaller --crop or --checkpointing where they do not fit,"
+    print_fn(
+        f"WARNING: {method.title} {needed} and needs at least about {least} of them; this run has "
+        f"{together}. Try --batch-size {least} {cure} or a method that needs fewer "
+        "(nnssl_pretrain --list)"
+    )
 
 
-def fitting_crop(method: type[Method], crop: Shape) -> Shape:
-    """The nearest smaller crop whose shape the method takes: a rotation needs equal sides.
+def require_visible(config: MethodConfig, crop: Shape) -> None:
+    """Raises ValueError where every block of a crop would be hidden, or blocks do not divide it."""
+    sides = config.block_sides(len(crop))
+    blocks = math.prod(block_grid(crop, sides))
+    if config.most_hidden(blocks) < blocks:
+        return
+    raise ValueError(
+        f"all of the {blocks} block(s) of {'x'.join(map(str, sides))} voxels in a crop of "
+        f"{'x'.join(map(str, crop))} would be hidden, but a view needs a visible one. Type a "
+        "larger --crop, or a smaller block or a lower ratio with --set mask_block=N mask_ratio=X"
+    )
+
+
+def fitting_crop(method: type[Method], crop: Shape, settings: Sequence[str] = ()) -> Shape:
+    """The nearest smaller crop that the method takes: of whole blocks where `settings` name their
+    size, and a rotation needs equal sides.
 
     Raises ValueError, as `method.region` does, where no such crop works.
     """
+    # what is chosen later for the crop divides all crops of a plan, as the default does
+    blocks = method.Config.parse(settings).block_sides(len(crop))
+    crop = tuple(size - size % side or size for size, side in zip(crop, blocks, strict=True))
     square = (*crop[:-2], *[min(crop[-2:])] * 2)
     for tried in (crop, square):
         try:

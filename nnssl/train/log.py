@@ -100,12 +100,10 @@ class Log:
         return _mean_over_processes(values, run.device)
 
     def _add_alarms(self, row: dict) -> None:
-        if alarms := self.run.monitors.alarms(row):
+        if alarms := self.run.monitors.alarms(row, self.run.method):
             row["alarm"] = "; ".join(alarms)
             if dist.is_main():
-                self.print_fn(
-                    f"\nWARNING: this run may have collapsed at step {row['step']}: {row['alarm']}"
-                )
+                self.print_fn(f"\nWARNING at step {row['step']}: {row['alarm']}")
 
     def _write(self, row: dict) -> None:
         self.last = row

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import torch
 
+from nnssl.data.plan import CROPS
 from nnssl.methods import METHODS, Method
 from nnssl.train import batches, boards, cache, configure, graph, initial_encoder
 from nnssl.train.capacity import trial
@@ -13,7 +14,6 @@ from nnssl.train.places import data_folder, dimensions, results_folder
 from nnssl.train.pretrain_options import Options
 from nnssl.train.run import LATEST
 
-SIZE = 64  # voxels of a crop, where --crop gives none: the plan decides later
 HOST = torch.device("cpu")
 
 
@@ -56,9 +56,11 @@ def _continues(options: Options) -> bool:
 
 
 def _try_method(options: Options) -> None:
-    """Build the method once, and the views of one crop where its size was typed."""
+    """Build the method once, and the views of one crop: of the size that was typed, or of the
+    largest that a plan derives from scans.
+    """
     kind, dims = method_class(options.method), dimensions(options)
-    crop = options.crop or (SIZE,) * dims
+    crop = options.crop or (CROPS[0],) * dims
     # The scans decide some of the settings; none of these choices refuses a crop that another takes
     sizes = configure.Sizes(crop, (1.0,) * dims, scans=1, steps=1, batch_size=1)
     config, _ = configure.configure(kind, options.settings, sizes)
@@ -66,5 +68,5 @@ def _try_method(options: Options) -> None:
         options.preset, options.start, dims, config.drop_path, options.checkpointing
     )
     method = kind(encoder, config)
-    if options.crop:
-        trial(method, crop, HOST)
+    trial(method, crop, HOST)
+    configure.require_visible(config, crop)

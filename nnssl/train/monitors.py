@@ -17,11 +17,14 @@ accuracy        fraction of right answers, where the method asks a question that
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from operator import gt, lt
 
 import torch
 from torch import Tensor
 
 from nnssl import dist
+from nnssl.methods import Method, MethodConfig
 
 WINDOW, RECENT = 512, 64  # embeddings
 # readings in a row before a collapse is called one: targets near uniform for 250 steps do recover
@@ -30,19 +33,64 @@ PATIENCE = 30
 # Runs that learn were seen at 0.13 and above, runs that predict one value for everything at 0.03
 # and below.
 ALIKE = 0.05
+TEMPERATURES = ("teacher_temperature_start", "teacher_temperature_end")
 
-ADVICE = {
-    "embedding": "all crops look alike to the encoder (embedding_std < 0.05). Try a larger batch "
-    "(--batch-size), a lower learning rate (--set lr=...), or a slower teacher (--set "
-    "teacher_momentum=0.999)",
-    "uniform": "the teacher's targets carry no information (entropy near log K). Try a sharper "
-    "teacher (--set teacher_temperature_end=0.04), a lower learning rate (--set lr=...) or fewer "
-    "prototypes (--set prototypes=1024)",
-    "single": "the teacher names one prototype for everything. Try a faster centre "
-    "(--set centre_momentum=0.8) or a softer teacher (--set teacher_temperature_start=0.06)",
+FOUND = {
+    "embedding": "this run may have collapsed: all crops look alike to the encoder (embedding_std "
+    "< 0.05)",
+    "uniform": "this run may have collapsed: the teacher's targets carry no information (entropy "
+    "near log K)",
+    "single": "this run may have collapsed: the teacher names one prototype for everything",
     "solved": "the pretext task is nearly always solved (accuracy > 0.99), so more steps teach "
     "little: stop here and use checkpoint_latest.pth, or make the task harder",
 }
+
+
+def advice(alarm: str, config: MethodConfig) -> str:
+    """What was found, by the name in FOUND, and settings of this method that may help: those that
+    would change something.
+    """
+    tries = [words for words in _tries(alarm, config) if words]
+    return f"{FOUND[alarm]}. Try {' or '.join(tries)}" if tries else FOUND[alarm]
+
+
+def _tries(alarm: str, config: MethodConfig) -> list[str]:
+    if alarm == "embedding":
+        momentum = getattr(config, "teacher_momentum", 1.0)
+        slower = round(1 - (1 - momentum) / 2, 6)
+        teacher = _set("a slower teacher", gt, config, teacher_momentum=slower)
+        return ["a larger batch (--batch-size)", _lower_rate(config), teacher]
+    if alarm == "uniform":
+        sharper = _set("a sharper teacher", lt, config, **dict.fromkeys(TEMPERATURES, 0.03))
+        fewer = _set("fewer prototypes", lt, config, prototypes=1024)
+        return [sharper, _lower_rate(config), fewer]
+    if alarm == "single":
+        faster = _set("a faster centre", lt, config, centre_momentum=0.8)
+        return [faster, _set("a softer teacher", gt, config, **dict.fromkeys(TEMPERATURES, 0.06))]
+    return []
+
+
+def _lower_rate(config: MethodConfig) -> str:
+    """Half of it, and of the bound that larger batches may have reached; the papers have none."""
+    names = ("lr",) if config.lr_most >= 1 else ("lr", "lr_most")
+    halves = {name: getattr(config, name) / 2 for name in names}
+    return _set("a lower learning rate", lt, config, **halves)
+
+
+def _set(
+    words: str, better: Callable[[float, float], bool], config: MethodConfig, **values: float
+) -> str:
+    """`words (--set field=value ...)` with the fields that the method has and of which the value is
+    `better` than the present one; "" without any.
+    """
+    known = {name: value for name, value in values.items() if hasattr(config, name)}
+    changed = [f"{n}={v:g}" for n, v in known.items() if better(v, getattr(config, n))]
+    return f"{words} (--set {' '.join(changed)})" if changed else ""
+
+
+def _separates(method: Method) -> bool:
+    """Whether a term of the loss, with a weight above 0, keeps the embeddings of crops apart."""
+    return any(getattr(method.config, f"w_{name}", 1.0) > 0 for name in method.separating)
 
 
 def embedding_std(embedding: Tensor) -> float:
@@ -84,10 +132,10 @@ def _finite_rows(embeddings: Tensor) -> Tensor:
     return embeddings[embeddings.isfinite().all(dim=1)]
 
 
-def _wrong(row: dict[str, float]) -> dict[str, bool]:
-    """Which of ADVICE one reading calls for."""
+def _wrong(row: dict[str, float], method: Method) -> dict[str, bool]:
+    """Which of FOUND holds for one reading."""
     return {
-        "embedding": row.get("embedding_std", 1.0) < ALIKE,
+        "embedding": _separates(method) and row.get("embedding_std", 1.0) < ALIKE,
         "uniform": any(value > 0.98 for value in _of_heads(row, "entropy_")),
         "single": any(value < 0.02 for value in _of_heads(row, "spread_")),
         "solved": row.get("accuracy", 0.0) > 0.99,
@@ -106,7 +154,7 @@ class Monitors:
     def __init__(self) -> None:
         self._kept = torch.empty(0)
         self._recorded: list[Tensor] = []  # of the steps since, still on the device
-        self.lasting = dict.fromkeys(ADVICE, 0)
+        self.lasting = dict.fromkeys(FOUND, 0)
 
     def record(self, monitored: dict[str, Tensor]) -> None:
         """Every step: remember the embeddings of all processes, without waiting for them."""
@@ -140,13 +188,14 @@ class Monitors:
                 row |= _of_targets(name.removeprefix("teacher_"), value)
         return row
 
-    def alarms(self, row: dict[str, float]) -> list[str]:
+    def alarms(self, row: dict[str, float], method: Method) -> list[str]:
         """Advice for what has been wrong for exactly PATIENCE readings: each is given once, when
         it is certain.
         """
-        wrong = _wrong(row)
-        self.lasting = {name: self.lasting[name] + 1 if wrong[name] else 0 for name in ADVICE}
-        return [ADVICE[name] for name, count in self.lasting.items() if count == PATIENCE]
+        wrong = _wrong(row, method)
+        self.lasting = {name: self.lasting[name] + 1 if wrong[name] else 0 for name in FOUND}
+        lasted = [name for name, count in self.lasting.items() if count == PATIENCE]
+        return [advice(name, method.config) for name in lasted]
 
     def state_dict(self) -> dict:
         return {"embeddings": self.embeddings, "lasting": self.lasting}

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 # term.
 PANELS = {
     "accuracy (alarm: 0.99)": ("accuracy",),
-    "embedding std (1: spread out, alarm: 0.05)": ("embedding_std",),
+    "embedding std (1: spread out, 0: all alike)": ("embedding_std",),
     "RankMe of the last 512 embeddings": ("rankme",),
     "probe: Dice of held-out labels, linear and small decoder": ("probe_",),
     "teacher: entropy / log K (alarm: 0.98), spread (alarm: 0.02)": ("entropy_", "spread_"),

@@ -76,10 +76,10 @@ def run_name(method: str, preset: str, dims: int) -> str:
 def dimensions(options: Options) -> int:
     """2 or 3, as --dims or the length of --crop says. Raises ValueError when they differ."""
     given = len(options.crop) if options.crop else options.dims or 3
-    if given not in (2, 3) or (options.dims or given) != given:
+    if options.dims not in (None, given):
         raise ValueError(
             f"--crop {' '.join(map(str, options.crop or ()))} has {given} numbers, but --dims is "
-            f"{options.dims or 3}; give Z Y X in 3D, Y X in 2D"
+            f"{options.dims}; give Z Y X in 3D, Y X in 2D"
         )
     return given
 

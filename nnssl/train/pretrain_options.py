@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nnssl import address, limits
-from nnssl.options import at_least, option, require
+from nnssl.options import Check, at_least, option, require
 from nnssl.types import Shape, Spacing
 
 DEFAULT_STEPS = 100_000
@@ -25,6 +25,10 @@ DEVICE: dict = {
     "flag": "-device",
     "choices": ("cpu", "cuda", "mps"),
 }
+A_SIZE = Check(
+    "three numbers Z Y X, or two Y X for 2d, of at least 1 voxel each",
+    lambda size: len(size) in (2, 3) and min(size) >= 1,
+)
 
 
 def _channel(word: str) -> int | None:
@@ -128,7 +132,9 @@ class Options:
         metavar="N",
         check=at_least(1),
     )
-    crop: Shape | None = option(None, "voxels z y x, or y x; default: the plan's", metavar="N")
+    crop: Shape | None = option(
+        None, "voxels z y x, or y x; default: the plan's", metavar="N", check=A_SIZE
+    )
     dims: int | None = option(None, "2: axial slices, for nnU-Net's 2d; default: 3", choices=(2, 3))
     settings: Sequence[str] = option(
         (),
