@@ -177,9 +177,10 @@ def locked(folder: Path | str, hint: str) -> Iterator[None]:
             _lock(file)
         except (BlockingIOError, PermissionError):
             raise LockedError(f"{folder} is being written by {_holder(file)}: {hint}") from None
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        file.flush()
+        with _room_named(path):
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+            file.flush()
         yield
 
 

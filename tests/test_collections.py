@@ -102,6 +102,15 @@ def test_other_scans_and_other_options_are_refused(tmp_path):
         prepared(tmp_path, tmp_path / "raw", in_hu=False)
     with pytest.raises(ValueError, match="with -i FOLDER or -d ID"):
         prepare(PrepareRequest("made", tmp_path / "out", update=True, num_processes=0))
+    for options, difference in (
+        ({"spacing": (3, 3, 3)}, r"spacing .*asked for \(3, 3, 3\)"),
+        ({"clip": (-175, 250)}, r"asked for .*\(-175, 250\)"),
+        ({"in_hu": False}, "scans in HU"),
+        ({"pattern": ("*.nrrd",)}, r"no --pattern, asked for \*.nrrd"),
+    ):
+        with pytest.raises(ValueError, match=difference):  # also where it is named alone
+            prepare(PrepareRequest("made", tmp_path / "out", num_processes=0, **options))
+    prepare(PrepareRequest("made", tmp_path / "out", num_processes=0))
     more, _ = prepared(tmp_path, other, update=True)
     assert len(more.cases) == 5
 

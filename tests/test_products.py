@@ -47,7 +47,7 @@ def test_what_is_divided_by_a_temperature_is_fp32_on_every_processor() -> None:
     torch.manual_seed(0)
     prototypes, rows = Prototypes(32, 512), F.normalize(torch.randn(256, 32), dim=-1)
     counts = torch.rand(4096)
-    many, mean = torch.randn(4096, 24), RunningMean(24)
+    many, mean = torch.randn(4096, 24), RunningMean(24, 0.9)
     views = [torch.randn(8, 64) for _ in range(2)]
     with by_onednn(CPU):
         logits = prototypes(rows)

@@ -64,12 +64,13 @@ def _recorded_hash(config: Path) -> object:
 
 def write_safe(path: Path, content: dict) -> None:
     """Whole or not at all; the same content gives the same bytes. Training state is left out."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     weights, metadata = content["network_weights"], {ENTRY: _metadata_entry(content)}
     tensors = {name: tensor.contiguous() for name, tensor in weights.items()}
     with files.atomic(path) as temporary:
-        save_file(tensors, temporary, metadata)
+        # `save_file` has an error of its own where the disk is full
+        temporary.write_bytes(save(tensors, metadata))
 
 
 def _metadata_entry(content: dict) -> str:

@@ -121,9 +121,7 @@ def _read_only(request: PrepareRequest) -> Plan:
             f"--check rewrites damaged scans, but {folder} is read-only: leave --check out"
         )
     request.print_fn(f"{folder} is read-only: its plan and preprocessed scans are used as they are")
-    plan = _existing_plan(folder)
-    _check_options(plan, request, patterns.checked_globs(request.pattern))
-    return plan
+    return _existing_plan(request)
 
 
 def _forget_damaged(plan: Plan, request: PrepareRequest) -> None:
@@ -156,7 +154,7 @@ def _plan_and_moved_scans(request: PrepareRequest) -> tuple[Plan, dict[str, str]
         raise ValueError(
             "--update adds new scans to the plan: give their location with -i FOLDER or -d ID"
         )
-    return _existing_plan(request.folder), {}
+    return _existing_plan(request), {}
 
 
 def _plan_from_survey(request: PrepareRequest) -> tuple[Plan, dict[str, str]]:
@@ -307,10 +305,16 @@ def _check_options(old: Plan, request: PrepareRequest, pattern: tuple[str, ...])
         )
 
 
-def _existing_plan(folder: Path) -> Plan:
-    path = folder / PLAN
+def _existing_plan(request: PrepareRequest) -> Plan:
+    """The plan, of which no option may differ. Where the collection is named alone, nothing says
+    its modality but --no-hu.
+    """
+    path = request.plan_file
     if not path.exists():
         raise ValueError(
             f"{path} does not exist; give the location of the raw scans with -i FOLDER or -d ID"
         )
-    return Plan.load(path)
+    old = Plan.load(path)
+    in_hu = request.in_hu and (bool(request.searched) or old.hu is not None)
+    _check_options(old, replace(request, in_hu=in_hu), patterns.checked_globs(request.pattern))
+    return old

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
+from io import BytesIO
 from pathlib import Path
 
 import torch
@@ -101,9 +102,11 @@ def _images(model: Trained, batch: int) -> Tensor:
 
 
 def _save_pt2(program: ExportedProgram, path: Path) -> None:
-    # given a path, PyTorch would put its random name into the file
-    with path.open("wb") as file:
-        torch.export.save(program, file)
+    # given a path, PyTorch would put its random name into the file; given an open file, it ends the
+    # process where the disk is full
+    buffer = BytesIO()
+    torch.export.save(program, buffer)
+    path.write_bytes(buffer.getbuffer())
 
 
 def _read_pt2(path: Path) -> Callable[[Tensor], Tensor]:

@@ -10,8 +10,8 @@ TEMPLATE = """\
 #   nnssl_study run THIS_FILE --dry-run      what would be done, and what it costs
 #   nnssl_study run THIS_FILE                does what is missing
 #   nnssl_study report THIS_FILE             tables, plots, one HTML page
-# Relative paths are relative to this file. The study writes into the folder of its name beside
-# this file (folder: elsewhere), and into nnU-Net's three folders.
+# Relative paths are relative to this file. The study writes into a folder named after this
+# file, next to it (folder: elsewhere), and into nnU-Net's three folders.
 
 name: few-shot
 
