@@ -21,7 +21,7 @@ arms:
   - {name: scratch, start: scratch}
   - {name: smit, start: checkpoint, checkpoint: path/to/smit/checkpoint_final.pth}
   # Pretrain here: a method of nnssl_pretrain on folders of scans or on the images of nnU-Net
-  # datasets. Any of its flags may stand under options. Restrict an arm with tasks: [organs] or
+  # datasets. Any of its flags can be given under options. Restrict an arm with tasks: [organs] or
   # budgets: [2, 5].
   # - name: byol
   #   start: pretrain
