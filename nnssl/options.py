@@ -38,6 +38,12 @@ class Check:
 ANY = Check("anything", lambda _: True)
 
 
+A_SIZE = Check(
+    "three numbers Z Y X, or two Y X for 2d, of at least 1 voxel each",
+    lambda size: len(size) in (2, 3) and min(size) >= 1,
+)
+
+
 def at_least(least: float) -> Check:
     return Check(f"at least {least}", lambda value: least <= value < inf)
 

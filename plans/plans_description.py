@@ -9,6 +9,7 @@ from nnssl import files, weights
 from nnssl.encoder.config import SwinConfig
 from nnssl.finetune.architecture import INFO, has_pretrained_decoder, is_ct, is_ours
 from nnssl.finetune.plans_file import resolve
+from nnssl.finetune.strides import steps_in_words
 from nnssl.network.decoders import spelled_out
 from nnssl.plans.cautions import (
     cautions,
@@ -182,8 +183,7 @@ def _decoder_of(plans: dict) -> str:
 
 def _strides(configuration: dict) -> str:
     steps = configuration["architecture"]["arch_kwargs"]["encoder"]["steps"]
-    by_step = " ".join("x".join(map(str, step)) for step in steps)
-    return f", steps {by_step} (as read)" if steps else ""
+    return f", steps {steps_in_words(steps)} (as read)" if steps else ""
 
 
 def _by(numbers: list) -> str:

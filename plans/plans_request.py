@@ -6,8 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from nnssl import address, weights
-from nnssl.options import at_least, option
-from nnssl.train.pretrain_options import A_SIZE
+from nnssl.options import A_SIZE, at_least, option
 from nnssl.types import NAME, Shape, Spacing
 
 DATASET, PRETRAINING = "dataset", "pretraining"  # whose spacing

@@ -161,9 +161,9 @@ def test_what_was_trained_after_the_final_checkpoint_is_continued(ready, tmp_pat
         train_epoch(trainer, epoch)
         trainer.save_checkpoint(str(folder / f"checkpoint_{name}.pth"))
         os.utime(folder / f"checkpoint_{name}.pth", (0, epoch))
-    for told, epoch in ((True, 2), (False, 1)):
+    for continues, epoch in ((True, 2), (False, 1)):
         plans = synthetic_plans({"epochs": 8})
-        resumed = synthetic_trainer("SwinSSLTrainer", plans, continues=told)
+        resumed = synthetic_trainer("SwinSSLTrainer", plans, continues=continues)
         resumed.load_checkpoint(str(folder / "checkpoint_final.pth"))
         assert resumed.current_epoch == epoch
 

@@ -14,6 +14,11 @@ NATIVE = {"windows": "exact", "merging": "all", "axes": "zyx"}
 STEPS = 5  # of the patch embedding and the four merges, each of which shortens the grid
 
 
+def map_channels(embed_dim: int) -> tuple[int, ...]:
+    """Channels of the encoder's five maps, at strides 2 to 32."""
+    return tuple(embed_dim * 2**number for number in range(STEPS))
+
+
 CHOICES = {
     "spatial_dims": (2, 3),
     "taps": ("stage", "merge"),
@@ -111,11 +116,6 @@ class SwinConfig:
                 f"() for {PATCH} everywhere; got {self.steps}"
             )
         return steps if 1 in values else ()
-
-    @property
-    def channels(self) -> tuple[int, ...]:
-        """Of the five maps, at strides 2 to 32."""
-        return tuple(self.embed_dim * 2**number for number in range(STEPS))
 
     def step(self, number: int) -> Shape:
         """By how much the patch embedding (0) or a merge (1 to 4) shortens each axis."""

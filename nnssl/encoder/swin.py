@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from nnssl.encoder import visible
 from nnssl.encoder.blocks import HALF, PatchEmbed, Stage, initialise
-from nnssl.encoder.config import SwinConfig
+from nnssl.encoder.config import SwinConfig, map_channels
 from nnssl.encoder.convolutions import ResidualConvolution
 from nnssl.encoder.stage_inputs import stage_inputs
 from nnssl.encoder.visible import Visible
@@ -53,7 +53,7 @@ class Swin(nn.Module):
         super().__init__()
         self.config = config
         self.checkpointing = checkpointing
-        self.channels = config.channels
+        self.channels = map_channels(config.embed_dim)
         self.strides: tuple[int, ...] = STRIDES
         self.patch_embed = PatchEmbed(config)
         for number, rates in enumerate(_drop_path_rates(config)):

@@ -8,12 +8,12 @@ import json
 from pathlib import Path
 
 from nnssl import files
-from nnssl.encoder.config import SwinConfig
+from nnssl.encoder.config import SwinConfig, map_channels
 from nnssl.finetune.architecture import INFO
 from nnssl.finetune.checkpoint_choice import OriginError
 from nnssl.finetune.plans_data import changed_settings, data_settings
 from nnssl.finetune.plans_file import resolve
-from nnssl.network.decoders import DECODERS, spelled_out
+from nnssl.network.decoders import DECODERS, named, spelled_out
 from nnssl.recipe import RECIPE, Recipe
 
 LEFT_OUT = {"image_skip": "mapped", "axes": None}  # arguments of `SwinUNETR`, with its defaults
@@ -85,11 +85,16 @@ def _made_of(plans: dict, name: str) -> dict:
 def _spelled_out(architecture: dict) -> dict:
     """With what older plans leave out, as the network takes it."""
     arguments = LEFT_OUT | architecture.get("arch_kwargs", {})
-    encoder, decoder = arguments.get("encoder"), arguments.get("decoder")
-    if encoder and decoder:
+    if encoder := arguments.get("encoder"):
         arguments["encoder"] = SwinConfig().to_dict() | encoder
-        decoder = spelled_out(decoder)
-        channels = SwinConfig.from_dict(encoder).channels
-        widths = DECODERS[decoder["name"]].default_widths(channels)
-        arguments["decoder"] = {"widths": widths} | decoder
+    if decoder := arguments.get("decoder"):
+        arguments["decoder"] = _default_widths(decoder, encoder) | spelled_out(decoder)
     return architecture | {"arch_kwargs": arguments}
+
+
+def _default_widths(decoder: str | dict, encoder: dict | None) -> dict:
+    """Those that a decoder has on this encoder where the plans name none."""
+    if not encoder:
+        return {}
+    kind = DECODERS[named(decoder)["name"]]
+    return {"widths": kind.default_widths(map_channels(encoder["embed_dim"]))}

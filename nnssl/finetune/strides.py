@@ -4,6 +4,8 @@ pretraining.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from nnssl.encoder.config import PATCH, STEPS
 from nnssl.shapes import ceil_div
 from nnssl.types import Shape, Spacing
@@ -39,3 +41,8 @@ def _next_step(width: list[float], tokens: Shape) -> Shape:
     narrowest = min((w for w, can in zip(width, divisible, strict=True) if can), default=0.0)
     halved = [can and w < WIDER * narrowest for w, can in zip(width, divisible, strict=True)]
     return tuple(PATCH if half else 1 for half in halved)
+
+
+def steps_in_words(steps: Iterable[Iterable[int]]) -> str:
+    """1x2x2 2x2x2 ...; empty where the steps are 2 everywhere."""
+    return " ".join("x".join(map(str, step)) for step in steps)

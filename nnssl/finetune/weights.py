@@ -10,6 +10,7 @@ from nnssl import checkpoint, weights
 from nnssl.finetune.architecture import BY_INTENSITIES, INFO, as_read, describe_map, is_ct
 from nnssl.finetune.checkpoint_choice import NoCheckpointError, OriginError, choose
 from nnssl.finetune.plans_file import opened
+from nnssl.finetune.strides import steps_in_words
 from nnssl.network.swin_unetr import SwinUNETR
 from nnssl.types import Shape
 
@@ -97,11 +98,8 @@ def _other_decoder(network: SwinUNETR, pretrained: dict, steps: tuple[Shape, ...
     here = network.encoder.config.steps
     if here == steps:
         return None
-    return f"its steps are {_shown(here)}, but were {_shown(steps)} in the pretraining"
-
-
-def _shown(steps: tuple[Shape, ...]) -> str:
-    return " ".join("x".join(map(str, step)) for step in steps) or "2 everywhere"
+    ours, theirs = (steps_in_words(each) or "2 everywhere" for each in (here, steps))
+    return f"its steps are {ours}, but were {theirs} in the pretraining"
 
 
 def random_start(plans: dict) -> list[str]:

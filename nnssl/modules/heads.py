@@ -61,9 +61,7 @@ class Prototypes(nn.Linear):
         self.register_buffer("lengths", torch.ones(count, 1), persistent=False)
 
     def forward(self, x: Float[Tensor, "rows bottleneck"]) -> Float[Tensor, "rows prototypes"]:
-        """In fp32 always: bf16's error of 0.004 is 0.1 once divided by a temperature
-        of 0.04.
-        """
+        """In fp32 always: bf16's error of 0.004 is 0.1 once divided by a temperature of 0.04."""
         with in_fp32(x.device):
             rows = torch._weight_norm(self.weight.float(), self.lengths, 0)  # one kernel each way
             return F.linear(x.float(), rows)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nnssl import address, limits
-from nnssl.options import Check, at_least, option, require
+from nnssl.options import A_SIZE, at_least, option, require
 from nnssl.types import Shape, Spacing
 
 DEFAULT_STEPS = 100_000
@@ -25,10 +25,6 @@ DEVICE: dict = {
     "flag": "-device",
     "choices": ("cpu", "cuda", "mps"),
 }
-A_SIZE = Check(
-    "three numbers Z Y X, or two Y X for 2d, of at least 1 voxel each",
-    lambda size: len(size) in (2, 3) and min(size) >= 1,
-)
 
 
 def _channel(word: str) -> int | None:

@@ -89,6 +89,8 @@ class Run:
         losses, monitored = self.backward(views, len(micro_batches))
         for part in monitored:
             self.monitors.record(part)
+        if len(monitored) == 1:
+            return losses, monitored[0]
         names = [name for name, value in monitored[-1].items() if value.dim() == 0]
         means = {name: torch.stack([part[name] for part in monitored]).mean() for name in names}
         return losses, monitored[-1] | means
