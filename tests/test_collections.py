@@ -597,6 +597,15 @@ def test_a_mistake_is_reported_before_any_scan_is_read(trains, monkeypatch, opti
         trains(**options)
 
 
+def test_a_run_in_the_way_is_reported_before_any_scan_is_read(trains, nnunet_env, monkeypatch):
+    folder = run_folder(nnunet_env)
+    folder.mkdir(parents=True)
+    (folder / LATEST).touch()
+    monkeypatch.setattr(prepare_module, "survey", lambda *_, **__: pytest.fail("read"))
+    with pytest.raises(ValueError, match="already holds a run"):
+        trains()
+
+
 def test_what_only_the_training_needs_does_not_matter_to_a_preparation(trains, nnunet_env):
     trains(only_prepare=True, graph=True, cache="gpu", start=Path("/nowhere/x.pth"))
     assert (nnunet_env["nnUNet_preprocessed"] / "nnssl" / "made" / "plan.json").exists()

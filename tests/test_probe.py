@@ -21,9 +21,10 @@ from torch import nn
 from nnssl import checkpoint
 from nnssl.data import labelled
 from nnssl.data.plan import Plan
-from nnssl.train import few_shot, linear, pictures
+from nnssl.train import few_shot, linear, pictures, prepared_scans
 from nnssl.train.log import LOG, Log
 from nnssl.train.loop import Interrupted, train
+from nnssl.train.pretrain_options import Options
 from nnssl.train.probe import MOST_CROPS, Probe
 from nnssl.train.run import BEST, FINAL, LATEST, Run
 
@@ -446,6 +447,24 @@ def test_the_picture_has_the_probes_panel(tmp_path, monkeypatch):
     ]
     # what the method does not have is no empty panel
     assert all(axes.lines for axes in drawn[0].axes)
+
+
+@pytest.mark.parametrize(
+    ("channel", "options", "refused"),
+    [("CT", {}, False), ("MRI", {}, True), ("MRI", {"no_hu": True}, False)],
+)
+def test_a_probe_has_the_scans_modality(nnunet_env, channel, options, refused):
+    """MRI read as HU would be scored, and mean nothing."""
+    raw = write_dataset(nnunet_env["nnUNet_raw"] / "Dataset007_Made")
+    content = json.loads((raw / "dataset.json").read_text())
+    content["channel_names"]["0"] = channel
+    (raw / "dataset.json").write_text(json.dumps(content))
+    given = Options(method="smit", sources=(raw,), probe="7", **options)
+    if not refused:
+        assert prepared_scans._labelled(given, not given.no_hu).dataset == raw.name
+        return
+    with pytest.raises(ValueError, match="channel 0 of Dataset007_Made is MRI.*the scans are CT"):
+        prepared_scans.prepare_scans(given, "made", raw, print)
 
 
 @pytest.mark.parametrize("dims", [2, 3])

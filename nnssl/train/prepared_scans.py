@@ -21,7 +21,8 @@ def prepare_scans(options: Options, name: str, folder: Path, print_fn: PrintFn) 
     """
     datasets = [raw_dataset(identifier) for identifier in options.dataset_ids]
     _require_datasets(options, datasets)
-    labelled = _labelled(options)
+    in_hu = are_in_hu(options, datasets)
+    labelled = _labelled(options, in_hu)
     print_fn(f"scans: {', '.join(map(str, [*options.sources, *datasets]))}\npreprocessed: {folder}")
     plan = prepare(
         PrepareRequest(
@@ -31,7 +32,7 @@ def prepare_scans(options: Options, name: str, folder: Path, print_fn: PrintFn) 
             datasets,
             spacing=options.spacing,
             clip=options.clip,
-            in_hu=are_in_hu(options, datasets),
+            in_hu=in_hu,
             num_processes=options.num_processes,
             part_id=options.part_id,
             num_parts=options.num_parts,
@@ -104,8 +105,20 @@ def _require_datasets(options: Options, datasets: Sequence[Path]) -> None:
         )
 
 
-def _labelled(options: Options) -> Labelled | None:
-    """The probe's cases; of several preparing jobs only the first takes care of them."""
+def _labelled(options: Options, in_hu: bool) -> Labelled | None:
+    """The probe's cases; of several preparing jobs only the first takes care of them.
+
+    Raises ValueError where the scans are CT and the probe's are not.
+    """
     if options.probe is None or options.part_id != 0:
         return None
-    return find_labelled(raw_dataset(options.probe, "--probe"), options.probe_cases)
+    dataset = raw_dataset(options.probe, "--probe")
+    labelled = find_labelled(dataset, options.probe_cases)
+    for name in chosen_channels(dataset, (0,)).values():
+        if in_hu and not is_ct_name(name):
+            raise ValueError(
+                f"--probe {options.probe}: channel 0 of {dataset.name} is {name} (dataset.json), "
+                "but the scans are CT. Give a dataset of CT, correct dataset.json, or add --no-hu "
+                "to normalise every scan by its own mean and std"
+            )
+    return labelled

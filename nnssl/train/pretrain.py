@@ -9,6 +9,7 @@ import torch
 
 from nnssl import dist, files, signals
 from nnssl.cpu.products import by_onednn
+from nnssl.data.plan import Plan
 from nnssl.host_memory import keep_freed_memory
 from nnssl.train import distributed, earlier_run, mistakes, parcels_choice
 from nnssl.train.build import build_run
@@ -51,7 +52,7 @@ def _pretrain(
     mistakes.refuse(options, device)
     name, folder = data_folder(options)
     plan = distributed.rank_zero_first(
-        lambda: prepare_scans(options, name, folder, print_fn), lambda: stored_plan(folder)
+        lambda: _prepare(options, name, folder, print_fn), lambda: stored_plan(folder)
     )
     if options.only_prepare:
         return None
@@ -69,6 +70,13 @@ def _pretrain(
     final = run.folder / FINAL
     print_fn(f"finished: {final}\nlook at it with: nnssl_inspect {files.quoted(final)}")
     return final
+
+
+def _prepare(options: Options, name: str, folder: Path, print_fn: PrintFn) -> Plan:
+    """`prepare_scans`, unless a run is in the way: that is known before hours of preprocessing."""
+    if not options.only_prepare:
+        earlier_run.require_free(results_folder(options, name), options.resume)
+    return prepare_scans(options, name, folder, print_fn)
 
 
 def _lock(folder: Path, held: ExitStack) -> None:
