@@ -27,8 +27,10 @@ SCHEDULE = Check("poly or cosine", lambda value: value in ("poly", "cosine"))
 class Recipe:
     """The numbers of a fine-tuning; None: derived from the others, as the properties say."""
 
-    epochs: int = option(1000, metavar="N", check=at_least(1))  # nnU-Net's own, as the next two
-    iterations: int = option(250, "per epoch", metavar="N", check=at_least(1))
+    epochs: int = option(  # nnU-Net's own, as the next two
+        1000, "length of the training; default: %(default)s", metavar="N", check=at_least(1)
+    )
+    iterations: int = option(250, "per epoch; default: %(default)s", metavar="N", check=at_least(1))
     val_iterations: int = option(
         50, "per epoch; default: a fifth of --iterations", metavar="N", check=at_least(1)
     )
@@ -42,25 +44,31 @@ class Recipe:
         True,
         "no mirroring in augmentation and prediction, for labels that distinguish left from right",
     )
-    lr: float = option(5e-4, "AdamW's learning rate of the decoder", check=above(0))
+    lr: float = option(
+        5e-4, "AdamW's learning rate of the decoder; default: %(default)s", check=above(0)
+    )
     head_lr: float = option(  # studies/experiments.md: what it changes
         30.0,
-        "learning rate of the segmentation heads, relative to the decoder's; default: %(default)s",
+        "learning rate of the segmentation heads, as a multiple of the decoder's; default: "
+        "%(default)s",
         check=above(0),
     )
     encoder_lr: float | None = option(
         None,
-        "learning rate of the encoder's last block, relative to the decoder's; default: "
+        "learning rate of the encoder's last block, as a multiple of the decoder's; default: "
         f"{PRETRAINED_LR}, from a random start 1",
         check=at_least(0),
     )
     layer_decay: float = option(
         0.9,
-        "learning rate of an encoder block relative to the next one",
+        "learning rate of an encoder block, as a multiple of the next one's; default: %(default)s",
         check=DECAY,
     )
     warmup_iterations: int | None = option(
-        None, "default: a twentieth of all, 50 to 2500", metavar="N", check=at_least(0)
+        None,
+        "iterations of the warm-up; default: a twentieth of all, 50 to 2500",
+        metavar="N",
+        check=at_least(0),
     )
     warmup_epochs: float | None = option(  # as older plans have it
         None, "the same in epochs", metavar="N", check=at_least(0)
@@ -86,9 +94,11 @@ class Recipe:
         metavar="N",
         check=above(0),
     )
-    schedule: str = option("poly", "poly or cosine", check=SCHEDULE)
+    schedule: str = option(
+        "poly", "of the learning rate: poly or cosine; default: %(default)s", check=SCHEDULE
+    )
     # not on norms, biases and position biases (Liu et al. 2021)
-    weight_decay: float = option(0.05, check=at_least(0))
+    weight_decay: float = option(0.05, "AdamW's; default: %(default)s", check=at_least(0))
     # norm of the gradient, as nnU-Net's own transformer trainers
     clip: float = option(1.0, flag=None, check=above(0))
     drop_path: float | None = option(

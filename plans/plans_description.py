@@ -43,7 +43,7 @@ def describe_plans(path: Path, request: PlansRequest, before: Mapping | None = N
         f"  decoder {_decoder_of(plans)}; {_recipe_of(plans)}",
         *(_about_configuration(name, own, name in fits) for name, own in named.items()),
         *(_changes(before, plans) if before else ()),
-        *_preprocessing_lines(named, folder, request),
+        *_preprocessing_lines(named, fits, folder, request),
         *_warnings(folder, plans),
         *_memory_warnings(plans, read_dataset(folder), request),
         f"Train with: {training_command(plans, request.dataset, fold_to_train(folder))}",
@@ -131,9 +131,11 @@ def _says_memory(plans: dict, name: str, gigabytes: float, wanted: float) -> str
     )
 
 
-def _preprocessing_lines(configurations: dict, folder: Path, request: PlansRequest) -> list[str]:
-    """None where the data of all are there."""
-    missing = _unpreprocessed(configurations, folder)
+def _preprocessing_lines(
+    configurations: dict, fits: list[str], folder: Path, request: PlansRequest
+) -> list[str]:
+    """For those that the checkpoint `fits`; none where the data of all are there."""
+    missing = [name for name in _unpreprocessed(configurations, folder) if name in fits]
     if not missing:
         return []
     which = f"-plans_name {request.name} -c {' '.join(missing)}"

@@ -69,7 +69,15 @@ class PlansRequest:
         None, "swinunetr, light or nnunet; default: the pretrained decoder, or swinunetr"
     )
     patch: Shape | None = option(  # for the configurations of as many axes
-        None, "patch size Z Y X, or Y X for 2d", metavar="N", check=A_SIZE
+        None,
+        "patch size Z Y X, or Y X for 2d; default: planned for the memory",
+        metavar="N",
+        check=A_SIZE,
     )
-    batch_size: int | None = option(None, metavar="B", check=at_least(1))
+    batch_size: int | None = option(
+        None,
+        "patches per iteration; default: planned for the memory",
+        metavar="B",
+        check=at_least(1),
+    )
     recipe: dict = field(default_factory=dict)  # fields of `Recipe`; None counts as left out

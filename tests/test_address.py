@@ -19,6 +19,7 @@ from nnssl.checkpoint.card import card
 from nnssl.finetune import checkpoint_choice
 from nnssl.study.design import values
 from nnssl.train import initial_encoder, manifest
+from nnssl.types import FINAL
 
 REPO = "somebody/encoders"
 
@@ -258,8 +259,10 @@ def test_an_address_without_secrets_stays():
 def test_paths_stay_paths(tmp_path):
     assert address.local("some/where.pth") == address.path_or_address("some/where.pth")
     assert address.path_or_address("hf://a/b/c") == "hf://a/b/c"
-    (tmp_path / address.MODEL).write_bytes(b"")
-    assert address.local(tmp_path) == tmp_path / address.MODEL
+    assert address.local(tmp_path) == tmp_path
+    for file in (FINAL, address.MODEL):  # the second counts where both are there
+        (tmp_path / file).write_bytes(b"")
+        assert address.local(tmp_path) == tmp_path / file
 
 
 # --- Hugging Face

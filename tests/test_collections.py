@@ -597,6 +597,14 @@ def test_a_mistake_is_reported_before_any_scan_is_read(trains, monkeypatch, opti
         trains(**options)
 
 
+def test_a_wrong_folder_leaves_no_empty_collection(trains, nnunet_env, tmp_path):
+    (tmp_path / "empty").mkdir()
+    for name, message in (("empty", "no scans in"), ("absent", "does not exist")):
+        with pytest.raises((ValueError, FileNotFoundError), match=message):
+            trains(sources=(tmp_path / name,))
+    assert not (nnunet_env["nnUNet_preprocessed"] / "nnssl" / "made").exists()
+
+
 def test_a_run_in_the_way_is_reported_before_any_scan_is_read(trains, nnunet_env, monkeypatch):
     folder = run_folder(nnunet_env)
     folder.mkdir(parents=True)

@@ -215,6 +215,15 @@ def test_a_scan_that_was_replaced_is_embedded_again(weights, tmp_path):
     assert not np.allclose(found[0], found[1])
 
 
+def test_weights_that_were_not_named_are_said(weights, scans, tmp_path, monkeypatch):
+    monkeypatch.setenv("nnssl_checkpoint", str(weights))
+    said: list[str] = []
+    work.encoder_of(EmbedOptions([scans], tmp_path, device="cpu"), said.append)
+    assert said == [f"Weights: {weights}, by the variable nnssl_checkpoint"]
+    work.encoder_of(EmbedOptions([scans], tmp_path, weights, device="cpu"), said.append)
+    assert len(said) == 1
+
+
 def test_a_call_in_which_every_scan_fails_is_an_error(weights, scans, tmp_path, monkeypatch):
     def fail(task, **_):
         raise UnusableScanError(f"{task.row.id} has no grid")

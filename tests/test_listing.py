@@ -26,6 +26,12 @@ def test_the_costs_are_counted(name, unit):
     )
 
 
+def test_the_cost_of_parcels_is_counted(unit):
+    counted = listing.operations(METHODS["smit"], "w_parcels=1") / unit
+    assert counted == pytest.approx(listing.SMIT_WITH_PARCELS, rel=0.01)
+    assert "smit has 6.4 where it learns from parcels too" in listing.method_table()
+
+
 def test_long_cells_go_on_in_the_next_line():
     text = listing.method_table({"smit": METHODS["smit"]})
     assert " ".join(text.split()).count("MICCAI 2022") == 1

@@ -463,7 +463,7 @@ def test_a_probe_has_the_scans_modality(nnunet_env, channel, options, refused):
     if not refused:
         assert prepared_scans._labelled(given, not given.no_hu).dataset == raw.name
         return
-    with pytest.raises(ValueError, match="channel 0 of Dataset007_Made is MRI.*the scans are CT"):
+    with pytest.raises(ValueError, match=r"channel 0 of Dataset007_Made is MRI.*scans are CT"):
         prepared_scans.prepare_scans(given, "made", raw, print)
 
 

@@ -326,7 +326,10 @@ def test_mri_is_read_without_hu_and_its_slices_become_axial(tmp_path):
     tags = {"0028_1052": "0", "0028_1053": "1"}
     write_series(tmp_path, array, positions, sagittal, pixel=1.25, modality="MR", **tags)
     found = Found(str(tmp_path), "1.2.3.4")
-    assert inspect_scan(found).reason == "is MR, not CT; for images that are not CT: --no-hu"
+    assert (
+        inspect_scan(found).reason
+        == "is MR, not CT; for images that are not CT: nnssl_pretrain --no-hu"
+    )
     line = inspect_scan(found, in_hu=False)
     assert (line.kept, line.orientation, line.note) == (
         True,

@@ -6,7 +6,8 @@ whoever reads it decides what may be in it (`nnssl.checkpoint`).
     hf://owner/repo[/file][@revision]   Hugging Face, through huggingface_hub: its cache, its login,
                                         HF_ENDPOINT and HF_HUB_OFFLINE. Without a file: MODEL
     https://host/file                   any server; kept in $HF_HOME/nnssl
-    a folder                            that `nnssl_convert --hub` wrote: the file MODEL in it
+    a folder                            of `nnssl_convert --hub`: the file MODEL in it; or of a
+                                        pretraining: its final checkpoint
     a name of `nnssl.weights`           the file that came with this package; a path comes first
 
 Each may end with #sha256=..., and is refused where the file has another one.
@@ -23,6 +24,7 @@ from urllib.parse import unquote
 
 from nnssl import files, weights
 from nnssl.address.shown import PIN, public
+from nnssl.types import FINAL
 from nnssl.weights import MODEL
 
 LARGEST = 16 << 30  # bytes of a download
@@ -91,10 +93,13 @@ def _check_sha256(text: str, found: str, wanted: str) -> None:
 
 
 def _local_path(where: Path | str) -> Path:
-    """The file of a path, of a folder that `nnssl_convert --hub` wrote, or of released weights."""
-    path, inside = Path(where), Path(where, MODEL)
-    if files.is_file(inside):
-        return inside
+    """The file of a path, in a folder of `nnssl_convert --hub` or of a pretraining, or of released
+    weights.
+    """
+    path = Path(where)
+    for inside in (path / MODEL, path / FINAL):
+        if files.is_file(inside):
+            return inside
     return released(str(where)) if is_released(where) and not files.is_file(path) else path
 
 

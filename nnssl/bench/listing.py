@@ -40,14 +40,15 @@ COSTS: dict[str, float] = {
     "byol": 2.33,
     "parcels": 3.22,
 }
+SMIT_WITH_PARCELS = 6.37  # `w_parcels=1`, which it chooses where the scans can be registered
 
 COLUMNS = {"method": 9, "family": 22, "learns from": 33, "batch": 5, "cost": 5, "paper": 40}
 
 
-def operations(kind: type[Method]) -> int:
-    """Floating-point operations of one training step with the default settings."""
+def operations(kind: type[Method], *settings: str) -> int:
+    """Floating-point operations of one training step; `settings` as --set takes them."""
     torch.manual_seed(0)
-    method = kind(Swin(preset(PRESET), maskable=True), kind.Config()).train()
+    method = kind(Swin(preset(PRESET), maskable=True), kind.Config.parse(settings)).train()
     regions = torch.randn(SCANS, 1, *method.region(CROP))
     with FlopCounterMode(display=False) as counter:
         _forward_backward(method, regions)
@@ -64,7 +65,11 @@ def _forward_backward(method: Method, regions: Tensor) -> None:
 def method_table(methods: Mapping[str, type[Method]] = METHODS) -> str:
     """The methods as text; a long cell continues in the next line."""
     rows = (_wrapped_row(_method_cells(name, method)) for name, method in methods.items())
-    notes = "batch: scans per step that it needs at least", f"cost:  of a step, in steps of {UNIT}"
+    notes = (
+        "batch: scans per step that it needs at least",
+        f"cost:  of a step, in steps of {UNIT}; smit has {SMIT_WITH_PARCELS:.1f} where it learns "
+        "from parcels too",
+    )
     return "\n".join([*_header_lines(), *rows, "", *notes])
 
 
@@ -102,3 +107,4 @@ if __name__ == "__main__":
     for name, count in counted.items():
         print(f'    "{name}": {count / counted[UNIT]:.2f},')
     print("}")
+    print(f"SMIT_WITH_PARCELS = {operations(METHODS['smit'], 'w_parcels=1') / counted[UNIT]:.2f}")

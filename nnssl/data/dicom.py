@@ -139,7 +139,7 @@ def require_modality(folder: Path | str, uid: str, in_hu: bool, cache: Path | No
     series = _series_of(folder, uid, cache)
     if series and not series.reason and in_hu and series.modality != "CT":
         raise UnusableScanError(
-            f"is {series.modality}, not CT; for images that are not CT: --no-hu"
+            f"is {series.modality}, not CT; for images that are not CT: nnssl_pretrain --no-hu"
         )
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -105,12 +106,24 @@ def prepare(request: PrepareRequest) -> Plan:
     if request.plan_file.exists() and not os.access(folder, os.W_OK) and not request.update:
         return _read_only(request)
     sweep(folder, folder / LINES, older=STALE)
-    plan, moved = _plan_and_moved_scans(request)
+    with _removed_if_empty(folder):
+        plan, moved = _plan_and_moved_scans(request)
     if request.check:
         _forget_damaged(plan, request)
     failed = preprocess(plan, folder, *request.workers, moved)
     _say_failed(failed, plan)
     return plan
+
+
+@contextmanager
+def _removed_if_empty(folder: Path) -> Iterator[None]:
+    """After an error, such as for a wrong -i, no empty collection is left."""
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):
+            folder.rmdir()
+        raise
 
 
 def _read_only(request: PrepareRequest) -> Plan:
@@ -222,7 +235,9 @@ def _adopted(old: Plan, scans: Sequence[Found], request: PrepareRequest) -> dict
 
 
 def _surveyed(scans: Sequence[Found], request: PrepareRequest, is_new: bool) -> list[ScanReport]:
-    """The survey's lines. Raises ValueError if no scan is kept."""
+    """The survey's lines. Raises ValueError if no scan is kept; without any there is no survey."""
+    if not scans:
+        raise nothing_usable([], request.searched)
     lines = survey(scans, request.folder, *request.workers, request.in_hu, histograms=is_new)
     if not any(line.kept for line in lines):
         raise nothing_usable(lines, request.searched)

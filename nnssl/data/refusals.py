@@ -27,7 +27,7 @@ LARGEST_HU = 65536.0  # metal and padding stay below
 LARGEST_VALUE = 1e15  # of images that are not CT; PET in Bq/ml stays below 1e9
 # what ITK and C++ say where memory is short; the message has the name of the file as well
 ALLOCATION = re.compile("[Ff]ailed to allocate memory|bad_alloc|[Cc]annot allocate memory")
-NOT_CT = "For images that are not CT: --no-hu"
+NOT_CT = "For images that are not CT: nnssl_pretrain --no-hu"
 
 
 class UnusableScanError(ValueError):

@@ -151,8 +151,8 @@ def encoder_of(options: EmbedOptions, print_fn: PrintFn) -> Encoder:
     """The one that is named, or that a training would start from: then `print_fn` gets its name."""
     given = {"checkpoint_path": str(options.checkpoint)} if options.checkpoint else {}
     choice = checkpoint_choice.choose(given, "nnssl_embed -c")
-    if choice.default and choice.sha256:
-        about = weights.about(choice.sha256)
+    if not options.checkpoint:
+        about = weights.about(choice.sha256 or "")
         print_fn("\n".join([f"Weights: {choice.path}, by {choice.named_by}", *about]))
     return load_encoder(choice.path, options.spacing)
 

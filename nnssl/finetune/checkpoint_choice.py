@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 
 VARIABLE = "nnssl_checkpoint"
 REMEDY = f"""Choose one in one of these ways:
+  export nnssl_checkpoint=PATH_TO_CHECKPOINT                  for every command
   nnssl_plan -d DATASET -c PATH_TO_CHECKPOINT --name NAME     and train with -p NAME
-  export nnssl_checkpoint=PATH_TO_CHECKPOINT
+  nnssl_embed -c PATH_TO_CHECKPOINT ...                       or nnssl_inspect PATH_TO_CHECKPOINT
 Weights shipped with this package are given by name instead of a path: {weights.NAMES}
 To train from a random start: nnssl_plan -d DATASET -a PRESET --name NAME, and train with -p NAME \
 -tr SwinScratchTrainer"""

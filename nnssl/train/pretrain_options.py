@@ -89,9 +89,14 @@ class Options:
     )
     update: bool = option(False, "add new scans of -i or -d to the existing collection")
     check: bool = option(False, "read every preprocessed scan, and preprocess damaged ones again")
-    part_id: int = option(0, "this machine's part of the preprocessing, from 0", flag="-part_id")
+    part_id: int = option(
+        0, "this machine's part of the preprocessing, from 0; default: %(default)s", flag="-part_id"
+    )
     num_parts: int = option(
-        1, "how many machines share the preprocessing", flag="-num_parts", check=at_least(1)
+        1,
+        "number of machines that preprocess; default: %(default)s",
+        flag="-num_parts",
+        check=at_least(1),
     )
     only_prepare: bool = option(False, "preprocess and stop before training")
 
@@ -138,7 +143,9 @@ class Options:
         flag="--set",
         metavar="FIELD=VALUE",
     )
-    seed: int = option(0, check=at_least(0))
+    seed: int = option(
+        0, "of weights, views and the order of scans; default: %(default)s", check=at_least(0)
+    )
     resume: bool = option(False, "continue from checkpoint_latest.pth, exactly", flag="--c")
     output: Path | None = option(
         None, "results folder, instead of the default", flag="-o", metavar="FOLDER"
@@ -164,7 +171,7 @@ class Options:
 
     log_every: int = option(
         10,
-        "default: %(default)s",
+        "steps between rows of the log; default: %(default)s",
         metavar="STEPS",
         check=at_least(1),
         group="what is written",
