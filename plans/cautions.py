@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from nnssl import files
+from nnssl import files, weights
 from nnssl.finetune.architecture import BY_INTENSITIES, INFO, PLANNED, intensities_of
 from nnssl.types import RAW
 
@@ -27,7 +27,11 @@ class Caution(NamedTuple):
 
 def cautions(folder: Path, plans: Mapping) -> list[Caution]:
     """What is wrong with a dataset's preprocessed `folder`, for a training by `plans`."""
-    return [*_too_few_cases(folder, plans), *_values_that_are_no_hu(folder, plans)]
+    return [
+        *_too_few_cases(folder, plans),
+        *_values_that_are_no_hu(folder, plans),
+        *_encoder_of_ct(folder, plans),
+    ]
 
 
 def fold_to_train(folder: Path) -> str:
@@ -96,6 +100,22 @@ def _values_that_are_no_hu(folder: Path, plans: Mapping) -> list[Caution]:
         Caution(_says_no_hu(channel, properties[channel], what), remedy)
         for channel in sorted(_ct_channels(plans) & properties.keys())
         if (what := _no_hu(properties[channel]))
+    ]
+
+
+def _encoder_of_ct(folder: Path, plans: Mapping) -> list[Caution]:
+    """For a checkpoint of the user's; `weights.about` says it of the released ones."""
+    info = plans.get(INFO, {})
+    if not info.get("hu") or _ct_channels(plans) or weights.of_hash(info.get("sha256", "")):
+        return []
+    other = weights.default(len(info.get("pt_used_patchsize", ())), is_ct=False)
+    return [
+        Caution(
+            "no channel of this dataset is CT, but the checkpoint was pretrained on CT in HU. On "
+            "MRI such encoders were level with a random start or behind it (documentation/mri.md). "
+            "Pretrain with --no-hu on scans of this modality, or start from natural images",
+            f"nnssl_plan -d {folder.name} -c {other.name} --name NAME",
+        )
     ]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from synthetic_plans import DATASET, early, nnunet_plans
 
-from nnssl import files
+from nnssl import files, weights
 from nnssl.plans.cautions import cautions, fold_to_train, training_command
 
 NAMES = ("2d", "3d_fullres")
@@ -121,3 +121,24 @@ def test_the_intensities_of_early_plans_are_read(folder):
 
 def test_plans_without_the_extremes_pass(folder):
     assert cautions(folder, plans({"mean": 90.0, "std": 140.0})) == []
+
+
+@pytest.mark.parametrize(
+    ("scheme", "info", "remedy"),
+    [
+        ("ZScoreNormalization", {"pt_used_patchsize": [48, 48, 48]}, "natural_tiny_3d"),
+        ("ZScoreNormalization", {"pt_used_patchsize": [96, 96]}, "natural_tiny"),
+        ("ZScoreNormalization", {"hu": None}, None),
+        ("CTNormalization", {}, None),
+        ("ZScoreNormalization", {"sha256": weights.RELEASED["smit_tiny"].sha256}, None),
+    ],
+    ids=["3d", "2d", "no HU", "CT", "said of released weights"],
+)
+def test_an_encoder_of_ct_on_other_images(folder, scheme, info, remedy):
+    made = plans(HU, scheme) | {"pretrain_info": {"hu": {"low": -1000}, "sha256": "0", **info}}
+    if remedy is None:
+        assert cautions(folder, made) == []
+        return
+    ((says, line),) = cautions(folder, made)
+    assert "the checkpoint was pretrained on CT" in says
+    assert line == f"nnssl_plan -d {DATASET} -c {remedy} --name NAME"
