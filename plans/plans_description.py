@@ -185,7 +185,7 @@ def _decoder_of(plans: dict) -> str:
 
 def _strides(configuration: dict) -> str:
     steps = configuration["architecture"]["arch_kwargs"]["encoder"]["steps"]
-    return f", steps {steps_in_words(steps)} (as read)" if steps else ""
+    return f", strides {steps_in_words(steps)} in the order of the files' axes" if steps else ""
 
 
 def _by(numbers: list) -> str:

@@ -218,7 +218,7 @@ def test_configurations_that_inherit_have_a_network_of_their_own_spacing(
     assert run_plan(monkeypatch, *arguments) == 0
     said = capsys.readouterr().out
     sizes = "patch 32 x 32 x 32, batch 3"
-    assert f"  thick: {sizes}, spacing 6 x 1 x 1, data thick, steps 1x2x2" in said
+    assert f"  thick: {sizes}, spacing 6 x 1 x 1, data thick, strides 1x2x2" in said
     assert f"  with_architecture: {sizes}" in said
     assert "-c 2d 3d_lowres 3d_fullres with_architecture thick\n" in said
     plans = files.read_json(planned_dataset / "nnUNetSwinPlans.json")

@@ -313,7 +313,7 @@ IMPOSSIBLE = {
     "parcels": [
         ({"classes": 1}, "classes must be at least 2, got 1"),
         ({"decoder": "unet"}, "unknown decoder 'unet'"),
-        ({"published": True}, "parcels is of no paper"),
+        ({"published": True}, "parcels has no published settings"),
     ],
     "rotation": [
         ({"window_jitter": 7.0}, "window_jitter must be from 0 to 1, got 7"),

@@ -131,7 +131,10 @@ def intensities(resolved: dict, info: dict) -> list[str]:
 
 def _spacings(spacing: list[float], axes: list[int] | None, pretrained: list[float]) -> str:
     here = as_read(spacing, axes or range(len(spacing)))
-    return f"Spacing (as read): {_round(here)} mm here, {_round(pretrained)} mm in the pretraining"
+    return (
+        f"Spacing, in the order of the files' axes: {_round(here)} mm here, "
+        f"{_round(pretrained)} mm in the pretraining"
+    )
 
 
 def freeze(network: SwinUNETR) -> None:

@@ -50,7 +50,7 @@ class ParcelsConfig(MethodConfig):
         full_options(self.decoder)
         require_at_least(2, self, "classes")
         if self.published:
-            raise ValueError("parcels is of no paper: leave out published=true")
+            raise ValueError("parcels has no published settings: leave out published=true")
 
     @property
     def parcel_classes(self) -> int:

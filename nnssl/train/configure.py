@@ -283,5 +283,5 @@ def _of_length(sizes: Sizes) -> list[Choice]:
     steps = sizes.steps
     if steps >= LONG:
         return []
-    reason = f"{steps} steps; 0.999 remembers a thousand"
+    reason = f"the default 0.999 averages over some 1000 steps, and the run has {steps}"
     return [Choice("beta2", 0.95 if steps < SHORT else 0.98, reason)]

@@ -58,8 +58,8 @@ budgets: [2, 5, 10, all]
 # Each seed draws other subsets. Instead: folds: [0, 1, 2, 3, 4], for other validation cases too.
 seeds: [0, 1, 2]
 
-# As the flags of nnssl_plan are called; what is left out takes its default. Tasks and arms may have
-# a recipe too, which goes before this one. trainer: one of ours for the pretrained arms (default
+# The flags of nnssl_plan, without dashes; what is left out takes its default. Tasks and arms may
+# have a recipe too, which overrides this one. trainer: one of ours for the pretrained arms (default
 # SwinSSLTrainer).
 recipe:
   epochs: 100
