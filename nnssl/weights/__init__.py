@@ -82,7 +82,7 @@ RELEASED = {
         Released(
             "natural_tiny_3d",
             "d8606884b307b2bd415a185883f2b4fd44933269bdaeb963eaf418fdefa6515f",
-            "natural images with labels (CIFAR-10), inflated to 3D, preset tiny (1.8 M "
+            "natural images with labels (CIFAR-10), inflated to 3D, preset tiny (2.2 M "
             "parameters), encoder alone",
             "volumes of other modalities than CT, few labels; measured on the hippocampus in MRI",
             "other organs, long trainings, PET",
