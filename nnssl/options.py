@@ -251,7 +251,7 @@ def words(values: Mapping[str, object], *classes: type) -> list[str]:
     typed: list[str] = []
     turned_off: list[str] = []  # last: plans of earlier studies are known by their command
     for key, value in values.items():
-        each = known.get(key, Option(None, flag=f"--{key.replace('_', '-')}"))
+        each = known.get(key, Option(None, flag=f"--{str(key).replace('_', '-')}"))
         (turned_off if each.default is True else typed).extend(each.words(value))
     return typed + turned_off
 

@@ -105,10 +105,13 @@ def _values_that_are_no_hu(folder: Path, plans: Mapping) -> list[Caution]:
 
 def _encoder_of_ct(folder: Path, plans: Mapping) -> list[Caution]:
     """For a checkpoint of the user's; `weights.about` says it of the released ones."""
-    info = plans.get(INFO, {})
-    if not info.get("hu") or _ct_channels(plans) or weights.of_hash(info.get("sha256", "")):
+    info = plans.get(INFO)
+    if not isinstance(info, dict) or not info.get("hu"):  # the doctor says what is wrong with it
         return []
-    other = weights.default(len(info.get("pt_used_patchsize", ())), is_ct=False)
+    if _ct_channels(plans) or weights.of_hash(str(info.get("sha256"))):
+        return []
+    crop = info.get("pt_used_patchsize")
+    other = weights.default(len(crop) if isinstance(crop, list) else 3, is_ct=False)
     return [
         Caution(
             "no channel of this dataset is CT, but the checkpoint was pretrained on CT in HU. On "

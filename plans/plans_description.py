@@ -134,8 +134,11 @@ def _says_memory(plans: dict, name: str, gigabytes: float, wanted: float) -> str
 def _preprocessing_lines(
     configurations: dict, fits: list[str], folder: Path, request: PlansRequest
 ) -> list[str]:
-    """For those that the checkpoint `fits`; none where the data of all are there."""
-    missing = [name for name in _unpreprocessed(configurations, folder) if name in fits]
+    """For those that the checkpoint `fits`, or all where it fits none; none where the data of these
+    are there.
+    """
+    wanted = fits or configurations
+    missing = [name for name in _unpreprocessed(configurations, folder) if name in wanted]
     if not missing:
         return []
     which = f"-plans_name {request.name} -c {' '.join(missing)}"

@@ -128,11 +128,12 @@ def test_plans_without_the_extremes_pass(folder):
     [
         ("ZScoreNormalization", {"pt_used_patchsize": [48, 48, 48]}, "natural_tiny_3d"),
         ("ZScoreNormalization", {"pt_used_patchsize": [96, 96]}, "natural_tiny"),
+        ("ZScoreNormalization", {"pt_used_patchsize": 48}, "natural_tiny_3d"),
         ("ZScoreNormalization", {"hu": None}, None),
         ("CTNormalization", {}, None),
         ("ZScoreNormalization", {"sha256": weights.RELEASED["smit_tiny"].sha256}, None),
     ],
-    ids=["3d", "2d", "no HU", "CT", "said of released weights"],
+    ids=["3d", "2d", "damaged", "no HU", "CT", "said of released weights"],
 )
 def test_an_encoder_of_ct_on_other_images(folder, scheme, info, remedy):
     made = plans(HU, scheme) | {"pretrain_info": {"hu": {"low": -1000}, "sha256": "0", **info}}
@@ -142,3 +143,8 @@ def test_an_encoder_of_ct_on_other_images(folder, scheme, info, remedy):
     ((says, line),) = cautions(folder, made)
     assert "the checkpoint was pretrained on CT" in says
     assert line == f"nnssl_plan -d {DATASET} -c {remedy} --name NAME"
+
+
+def test_plans_of_another_form_are_no_concern_here(folder):
+    for info in (None, [], "x"):
+        assert cautions(folder, plans(HU, "ZScoreNormalization") | {"pretrain_info": info}) == []

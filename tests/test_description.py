@@ -14,6 +14,7 @@ from nnssl import cli, parsers
 from nnssl.recipe import Recipe
 from nnssl.study.design import check, description, template
 from nnssl.study.design.description import DescriptionError, load_study
+from nnssl.types import FINAL
 
 SMALL = {
     "name": "small",
@@ -318,6 +319,7 @@ def test_what_a_command_would_refuse_is_refused_before_anything_runs(
     assert re.search(message, capsys.readouterr().err)
 
 
+CHECKPOINT = {"name": "a", "start": "checkpoint"}
 PRIMUS = {"name": "a", "start": "default", "trainer": "DefaultPrimusMTrainer"}
 
 
@@ -391,7 +393,48 @@ def test_what_the_commands_take_passes(tmp_path):
         "trainer": "SwinFrozenTrainer",
     }
     arms = [SMALL["arms"][0], ARM | {"options": options, "recipe": {"decoder": "light"}}]
-    check.check_settings(load_study(written(tmp_path, arms=arms, recipe=recipe)))
+    tasks = [{"name": "flat", "dataset": 501, "configuration": "2d"}]
+    check.check_settings(load_study(written(tmp_path, arms=arms, recipe=recipe, tasks=tasks)))
+
+
+@pytest.mark.parametrize(
+    ("arm", "configuration", "said"),
+    [
+        (ARM, "2d", "its encoder is 3D, but task a is 2d"),
+        (ARM | {"options": {"dims": 2}}, "3d_fullres", "its encoder is 2D, but task a is 3d_fullr"),
+        (ARM | {"options": {"crop": [32, 32]}}, "2d", None),
+        (CHECKPOINT | {"checkpoint": "smit_tiny"}, "2d", "its encoder is 3D, but task a is 2d"),
+        (CHECKPOINT | {"checkpoint": "natural_tiny"}, "2d", None),
+        (CHECKPOINT | {"checkpoint": "not_there.pth"}, "2d", None),
+        (ARM, "own_configuration", None),
+    ],
+)
+def test_an_encoder_of_other_dimensions_is_refused_before_it_is_pretrained(
+    tmp_path, arm, configuration, said
+):
+    tasks = [{"name": "a", "dataset": 501, "configuration": configuration}]
+    study = load_study(written(tmp_path, arms=[SMALL["arms"][0], arm], tasks=tasks))
+    if said is None:
+        check.check_settings(study)
+        return
+    with pytest.raises(DescriptionError, match=f"arm a: {said}"):
+        check.check_settings(study)
+
+
+def test_a_folder_of_a_pretraining_is_its_checkpoint(tmp_path):
+    (tmp_path / "run").mkdir()
+    path = written(tmp_path, arms=[SMALL["arms"][0], CHECKPOINT | {"checkpoint": "run"}])
+    with pytest.raises(DescriptionError, match="run is a folder without checkpoint_final"):
+        load_study(path)
+    (tmp_path / "run" / FINAL).touch()
+    assert load_study(path).arms[1].checkpoint == tmp_path / "run" / FINAL
+
+
+def test_a_key_that_yaml_reads_as_no_word_is_refused(tmp_path):
+    """`no: hu` is {False: "hu"}."""
+    arms = [SMALL["arms"][0], ARM | {"options": {False: "hu"}}]
+    with pytest.raises(DescriptionError, match="arm a: unrecognized arguments: --False hu"):
+        check.check_settings(load_study(written(tmp_path, arms=arms)))
 
 
 def test_every_word_of_a_recipe_is_a_flag_and_every_number_of_the_trainers_can_be_said():

@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 import zipfile
 from contextlib import suppress
@@ -43,7 +44,8 @@ from nnssl.study.execution import (
 from nnssl.study.execution import fine_tuning as fine_tuning_jobs
 from nnssl.study.execution.job_records import FineTuningJob, Outcome, PretrainingJob, StudyError
 from nnssl.study.execution.jobs import Work
-from nnssl.study.rows import RunRow
+from nnssl.study.measurement import reuse
+from nnssl.study.rows import CkaRow, RunRow
 from nnssl.types import PREPROCESSED
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -290,6 +292,10 @@ def test_a_run_trains_with_its_own_cases_or_not_at_all(nnunet_env, tmp_path, mon
     assert not trained
     write_splits(about, [*five, SPLIT])
     assert job.run_job(tmp_path / "run")["state"] == "done"
+    (tmp_path / "run" / jobs.ROWS).unlink()
+    assert job.run_job(tmp_path / "run")["state"] == "done"
+    assert (tmp_path / "run" / jobs.ROWS).is_file(), "measured again"
+    assert len(trained) == 1
     earlier = fine_tuning(fold=6)  # of a version that did not note the cases
     jobs.write_job(tmp_path / "earlier", earlier)
     monkeypatch.setattr(shell, "execute", lambda *_: validate(earlier, "x"))
@@ -325,6 +331,38 @@ def test_results_are_the_runs_rows_and_say_what_is_missing(tmp_path):
     collect.collect(small_study)
     kinds = [row["kind"] for row in files.read_json_lines(small_study.results)]
     assert kinds == ["study", "run", "case", "run", "case", "run", "run", "cka"]
+
+
+def test_a_run_without_its_rows_is_to_do(tmp_path):
+    """Such as in a copy that is not whole."""
+    run, *_ = runs.all_runs(study(tmp_path))
+    finished(run)
+    assert run.is_done
+    (run.folder / jobs.ROWS).unlink()
+    assert not run.is_done
+    assert collect.outcome_of(run).state == "missing"
+
+
+def test_a_row_that_is_appended_while_the_results_are_written_stays(tmp_path, monkeypatch):
+    """nnssl_study features, while run or report collects."""
+    small_study, rest = study(tmp_path), collect._measured_still
+    finished(runs.all_runs(small_study)[0])
+    collect.collect(small_study)
+    row = CkaRow(task="t", first="a", second="b", seed=0, rows=[], columns=[], values=[])
+    features = threading.Thread(
+        target=lambda: reuse._append(small_study.results, iter([row]), set())
+    )
+
+    def measured_still(*given):
+        features.start()
+        features.join(timeout=0.2)  # it waits
+        return rest(*given)
+
+    monkeypatch.setattr(collect, "_measured_still", measured_still)
+    collect.collect(small_study)
+    features.join()
+    kinds = [row["kind"] for row in files.read_json_lines(small_study.results)]
+    assert kinds.count("cka") == 1
 
 
 def test_rows_about_a_training_that_is_gone_are_dropped(tmp_path):
@@ -618,7 +656,7 @@ def test_data_preprocessed_anew_are_not_mixed_with_those_of_before(nnunet_env, t
     run = runs.all_runs(study(tmp_path))[1]
     before = job_with_plans(run)
     run.begin(before)
-    files.write_json(run.folder / jobs.OUTCOME, {"state": "done", "reason": None})
+    finished(run)
     before = job_with_plans(run, data_identifier="copied")
     run.begin(before)
     assert run.is_done

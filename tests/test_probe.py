@@ -8,6 +8,7 @@ import json
 import math
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import blosc2
@@ -461,10 +462,22 @@ def test_a_probe_has_the_scans_modality(nnunet_env, channel, options, refused):
     (raw / "dataset.json").write_text(json.dumps(content))
     given = Options(method="smit", sources=(raw,), probe="7", **options)
     if not refused:
-        assert prepared_scans._labelled(given, not given.no_hu).dataset == raw.name
+        assert prepared_scans._labelled(given, raw, not given.no_hu).dataset == raw.name
         return
     with pytest.raises(ValueError, match=r"channel 0 of Dataset007_Made is MRI.*scans are CT"):
         prepared_scans.prepare_scans(given, "made", raw, print)
+
+
+def test_a_collection_that_is_named_alone_knows_its_modality(nnunet_env, tmp_path, stored):
+    raw = write_dataset(nnunet_env["nnUNet_raw"] / "Dataset007_Made")
+    content = (raw / "dataset.json").read_text().replace('"CT"', '"MRI"')
+    (raw / "dataset.json").write_text(content)
+    given = Options(method="smit", name="made", probe="7")
+    replace(stored[2], hu=None).save(tmp_path / "plan.json")
+    assert prepared_scans._labelled(given, tmp_path, True).dataset == raw.name
+    stored[2].save(tmp_path / "plan.json")
+    with pytest.raises(ValueError, match="the scans are CT"):
+        prepared_scans._labelled(given, tmp_path, True)
 
 
 @pytest.mark.parametrize("dims", [2, 3])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -49,6 +51,15 @@ def test_twice_as_fast_is_half_the_epochs():
         assert row.hours == pytest.approx(row.epochs / 100)
         assert row.epoch_ratio == row.hour_ratio == pytest.approx(0.5, abs=0.01)
         assert (row.reached, row.seeds) == (1, 1)
+
+
+@pytest.mark.parametrize(("ours", "theirs", "ratio"), [(200, 100, 1.0), (None, 100, 0.5)])
+def test_an_epoch_counts_by_its_iterations(ours, theirs, ratio):
+    """Half as many epochs, each twice as long: the same training."""
+    scratch = replace(line([0.25, 0.5, 0.75, 1.0]), iterations=theirs)
+    arm = replace(line([0.5, 1.0]), iterations=ours)
+    row = curves.convergence([arm], [scratch])[-1]
+    assert (row.epochs, row.epoch_ratio) == (2, ratio)
 
 
 def test_hours_count_the_arms_own_epochs():

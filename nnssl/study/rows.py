@@ -61,7 +61,9 @@ class StudyRow(Row):
 
 @dataclass(frozen=True, kw_only=True)
 class RunRow(Row):
-    """One training. `cases`: it was trained with; `state`: done, failed (`reason`) or missing."""
+    """One training. `cases`: it was trained with; `state`: done, failed (`reason`) or missing;
+    `iterations`: of an epoch.
+    """
 
     KIND, KEY = "run", ("run",)
     run: str
@@ -76,6 +78,7 @@ class RunRow(Row):
     state: str
     hours: float | None = None
     epochs: int | None = None
+    iterations: int | None = None
     reason: str | None = None
 
 

@@ -22,7 +22,7 @@ def prepare_scans(options: Options, name: str, folder: Path, print_fn: PrintFn) 
     datasets = [raw_dataset(identifier) for identifier in options.dataset_ids]
     _require_datasets(options, datasets)
     in_hu = are_in_hu(options, datasets)
-    labelled = _labelled(options, in_hu)
+    labelled = _labelled(options, folder, in_hu)
     print_fn(f"scans: {', '.join(map(str, [*options.sources, *datasets]))}\npreprocessed: {folder}")
     plan = prepare(
         PrepareRequest(
@@ -105,7 +105,7 @@ def _require_datasets(options: Options, datasets: Sequence[Path]) -> None:
         )
 
 
-def _labelled(options: Options, in_hu: bool) -> Labelled | None:
+def _labelled(options: Options, folder: Path, in_hu: bool) -> Labelled | None:
     """The probe's cases; of several preparing jobs only the first takes care of them.
 
     Raises ValueError where the scans are CT and the probe's are not.
@@ -114,11 +114,22 @@ def _labelled(options: Options, in_hu: bool) -> Labelled | None:
         return None
     dataset = raw_dataset(options.probe, "--probe")
     labelled = find_labelled(dataset, options.probe_cases)
-    for name in chosen_channels(dataset, (0,)).values():
-        if in_hu and not is_ct_name(name):
-            raise ValueError(
-                f"--probe {options.probe}: channel 0 of {dataset.name} is {name} (dataset.json), "
-                "but the scans are CT. Give a dataset of CT, correct dataset.json, or add --no-hu "
-                "to normalise every scan by its own mean and std"
-            )
+    if in_hu and _is_ct(options, folder):
+        _require_ct_channel(options.probe, dataset)
     return labelled
+
+
+def _is_ct(options: Options, folder: Path) -> bool:
+    """Of a collection that is named alone, its plan knows."""
+    plan = None if options.sources or options.dataset_ids else stored_plan(folder)
+    return plan is None or plan.hu is not None
+
+
+def _require_ct_channel(probe: str, dataset: Path) -> None:
+    (channel,) = chosen_channels(dataset, (0,)).values()
+    if not is_ct_name(channel):
+        raise ValueError(
+            f"--probe {probe}: channel 0 of {dataset.name} is {channel} (dataset.json), but the "
+            "scans are CT. Give a dataset of CT, correct dataset.json, or add --no-hu to normalise "
+            "every scan by its own mean and std"
+        )

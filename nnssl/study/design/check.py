@@ -11,7 +11,7 @@ from contextlib import contextmanager, redirect_stdout
 from io import StringIO
 from pathlib import Path
 
-from nnssl import options, trainer_path
+from nnssl import checkpoint, options, trainer_path
 from nnssl.convert.request import ConvertRequest
 from nnssl.encoder.presets import preset
 from nnssl.network.decoders import DECODERS
@@ -23,10 +23,12 @@ from nnssl.study.execution import pretraining
 from nnssl.study.execution.flags import flags, recipe_flags
 from nnssl.study.execution.pretraining import Start
 from nnssl.study.execution.runs import FIXED_TRAINERS, ArmOnTask
+from nnssl.train.places import dimensions
 from nnssl.train.pretrain_options import CommandOptions
 
 DEFAULT, SCRATCH = FIXED_TRAINERS["default"], FIXED_TRAINERS["scratch"]
 PRIMUS, SWIN = "PrimusTrainer", "SwinTrainer"  # base classes
+DIMENSIONS = {"2d": 2, "3d_fullres": 3, "3d_lowres": 3, "3d_cascade_fullres": 3}  # nnU-Net's own
 OF_THE_STUDY = {
     "-o",
     "--c",
@@ -59,8 +61,9 @@ def _check_recipes(study: Study, arm: Arm) -> None:
 
 
 def _check_arm(study: Study, arm: Arm) -> None:
-    _check_start(study, arm)
+    dims = _check_start(study, arm)
     _check_trainers(study, arm)
+    _check_dimensions(study, arm, dims)
     if arm.encoder:
         preset(arm.encoder)
 
@@ -74,16 +77,38 @@ def _said_of(what: str) -> Iterator[None]:
         raise DescriptionError(f"{what}: {error}") from error
 
 
-def _check_start(study: Study, arm: Arm) -> None:
+def _check_start(study: Study, arm: Arm) -> int | None:
+    """The dimensions of the arm's encoder, where they are known before anything runs."""
+    if arm.start == "checkpoint":
+        return _dimensions_of(arm.checkpoint)
     if arm.start not in ("pretrain", "imagenet"):
-        return
+        return None
     _check_options(arm.options)
     ((_, *typed),) = pretraining.commands_of(Start(study, arm), Path("made"))
     command: type = CommandOptions if arm.start == "pretrain" else ConvertRequest
     args = options.parse_words(typed, command)
     if arm.start == "pretrain":
         _check_method(args.method, args.settings)
-    options.build_dataclass(command, args)
+    built = options.build_dataclass(command, args)
+    return dimensions(built) if isinstance(built, CommandOptions) else None
+
+
+def _dimensions_of(path: Path | None) -> int | None:
+    """What is wrong with a checkpoint is said where it is used."""
+    try:
+        return checkpoint.load(path).encoder_config.spatial_dims if path else None
+    except (OSError, ValueError):
+        return None
+
+
+def _check_dimensions(study: Study, arm: Arm, dims: int | None) -> None:
+    for task in study.tasks:
+        if dims and arm in study.arms_of(task) and DIMENSIONS.get(task.configuration, dims) != dims:
+            raise ValueError(
+                f"its encoder is {dims}D, but task {task.name} is {task.configuration}; restrict "
+                "the arm with tasks: [...], and give the others an arm of their own (options: "
+                "{dims: 2} for a pretraining in 2D)"
+            )
 
 
 def _check_options(given: Mapping) -> None:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from nnssl import address
 from nnssl.options import Option
+from nnssl.types import FINAL
 from nnssl.weights import RELEASED
 
 if TYPE_CHECKING:
@@ -308,11 +309,21 @@ def weights(entry: object, at: Place) -> Path:
     if not address.is_address(where):
         there = path(where, at)
         if there.exists() or where not in RELEASED:
-            return there
+            return _file_of_weights(there, at)
     try:
         return address.local(where)
     except address.AddressError as error:
         raise DescriptionError(f"{at}: {error}") from error
+
+
+def _file_of_weights(there: Path, at: Place) -> Path:
+    """The path, or the file in a folder of a pretraining or of `nnssl_convert --hub`."""
+    found = address.local(there)
+    if found.is_dir():
+        raise DescriptionError(
+            f"{at}: {found} is a folder without {FINAL} or {address.MODEL}; name a file"
+        )
+    return found
 
 
 OF_TYPE: dict[object, Reader] = {

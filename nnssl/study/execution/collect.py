@@ -8,11 +8,14 @@ from __future__ import annotations
 import json
 import os
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from itertools import chain
 from pathlib import Path
 
 from nnssl import __version__, files
+from nnssl.study import file_lock
 from nnssl.study.design import splits
 from nnssl.study.design.description import Study
 from nnssl.study.execution import jobs, runs
@@ -41,13 +44,22 @@ def collect(study: Study) -> dict[str, str]:
         return _states_in(study)
     now = _study_row(study)
     of_runs = {run.name: rows_of(run) for run in runs.all_runs(study)}
-    before = stored_rows(study.results) if study.results.exists() else []
-    of_study = (row for row in before if row["kind"] == StudyRow.KIND)
-    same = (row for row in of_study if row["description"] == now["description"])
-    others = _measured_still(study, [row for row in before if row["kind"] not in OURS])
-    rows = [next(same, now), *chain.from_iterable(of_runs.values()), *others]
-    files.write_json_lines(study.results, rows)
+    with writing(study.results):
+        before = stored_rows(study.results) if study.results.exists() else []
+        of_study = (row for row in before if row["kind"] == StudyRow.KIND)
+        same = (row for row in of_study if row["description"] == now["description"])
+        others = _measured_still(study, [row for row in before if row["kind"] not in OURS])
+        rows = [next(same, now), *chain.from_iterable(of_runs.values()), *others]
+        files.write_json_lines(study.results, rows)
     return {name: rows[0]["state"] for name, rows in of_runs.items()}
+
+
+@contextmanager
+def writing(results: Path) -> Iterator[None]:
+    """One process at a time: another may append what it measures meanwhile."""
+    results.parent.mkdir(parents=True, exist_ok=True)
+    with file_lock.exclusive(results.with_name(f".{results.name}.lock")):
+        yield
 
 
 def _states_in(study: Study) -> dict[str, str]:
@@ -58,7 +70,11 @@ def _states_in(study: Study) -> dict[str, str]:
 
 
 def stored_rows(path: Path) -> list[dict]:
-    """Of the results at `path`. Raises StudyError where one says nothing of its kind."""
+    """Of the results at `path`. Raises StudyError without them, and where one says nothing of its
+    kind.
+    """
+    if not path.is_file():
+        raise StudyError(f"results {path} do not exist; a study writes them: nnssl_study run")
     rows = files.read_json_lines(path)
     for number, row in enumerate(rows, start=1):
         if not isinstance(row.get("kind"), str):
@@ -92,9 +108,9 @@ def outcome_of(run: StudyRun) -> Outcome:
     """What became of a run as it is described now: of one that was trained with other settings than
     these there is no result.
     """
-    if not run.is_done:
+    if run.outcome.state != DONE:
         return run.outcome
-    if not (run.folder / jobs.ROWS).is_file():
+    if not run.is_done:
         return Outcome(NOT_DONE)
     if is_described_otherwise(run):
         return Outcome(FAILED, _other_settings(run))

@@ -44,10 +44,16 @@ def run_job(folder: Path | str) -> dict[str, str | None]:
     folder = Path(folder)
     with file_lock.exclusive(folder / ".lock") as lock:
         outcome = jobs.outcome(folder)
-        if outcome.state != DONE:
+        if outcome.state != DONE or _lacks_rows(folder):
             outcome = _attempt(folder, lock)
             jobs.write_outcome(folder, outcome)
         return outcome._asdict()
+
+
+def _lacks_rows(folder: Path) -> bool:
+    """Whether a finished fine-tuning has to be measured again."""
+    is_run = isinstance(jobs.read_job(folder), FineTuningJob)
+    return is_run and not (folder / jobs.ROWS).is_file()
 
 
 def _attempt(folder: Path, lock: int) -> Outcome:
@@ -122,6 +128,7 @@ def rows(job: FineTuningJob, fold: Path) -> list[Row]:
         state=DONE,
         hours=sum(row.seconds or 0.0 for row in epochs) / 3600,
         epochs=len(epochs),
+        iterations=training.iterations(fold),
     )
     return [run, *epochs, *segmentation.case_rows(job.run, fold, job.tolerance)]
 

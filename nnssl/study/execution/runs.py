@@ -13,7 +13,7 @@ from pathlib import Path
 from nnssl.study.design.description import BASELINE, OTHERS, Arm, Budget, Study, Task, settings
 from nnssl.study.design.parts import NEEDS, merged
 from nnssl.study.execution.datasets import Dataset
-from nnssl.study.execution.jobs import Work
+from nnssl.study.execution.jobs import ROWS, Work
 
 TRAINER = "SwinSSLTrainer"  # of arms with pretrained weights, unless the recipe names another
 FIXED_TRAINERS = {"scratch": "SwinScratchTrainer", "default": "DefaultNetworkTrainer"}
@@ -131,6 +131,11 @@ class StudyRun(ArmOnTask, Work):
     @property
     def folder(self) -> Path:
         return self.study.runs / self.name
+
+    @property
+    def is_done(self) -> bool:
+        """Measured as well: a copy may lack the rows, which the next run writes again."""
+        return super().is_done and (self.folder / ROWS).is_file()
 
     @property
     def turn(self) -> tuple[int, int]:

@@ -61,7 +61,8 @@ def _append(path: Path, rows: Iterator[Measured], known: set[Key]) -> int:
     new = 0
     for row in rows:
         if row.key not in known:
-            files.append_json_line(path, row.to_json())
+            with collect.writing(path):
+                files.append_json_line(path, row.to_json())
             new += 1
     return new
 

@@ -6,8 +6,12 @@ from collections.abc import Mapping, Sequence
 from math import isfinite
 from pathlib import Path
 
+from nnssl import files
+from nnssl.recipe import RECIPE
 from nnssl.study.rows import EpochRow
 from nnssl.types import FINAL
+
+PLANS = "plans.json"  # of a model
 
 
 def epochs(run: str, fold: Path) -> list[EpochRow]:
@@ -17,6 +21,13 @@ def epochs(run: str, fold: Path) -> list[EpochRow]:
     # nnU-Net's own
     saved = torch.load(fold / FINAL, map_location="cpu", weights_only=False, mmap=True)
     return of_log(run, saved["logging"])
+
+
+def iterations(fold: Path) -> int | None:
+    """Of an epoch, where the recipe in the model's plans says so."""
+    path = fold.parent / PLANS
+    recipe = files.read_json(path).get(RECIPE) if path.is_file() else None
+    return recipe.get("iterations") if isinstance(recipe, dict) else None
 
 
 def of_log(run: str, log: Mapping[str, Sequence[float]]) -> list[EpochRow]:

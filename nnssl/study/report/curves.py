@@ -32,19 +32,20 @@ def smooth(values: Sequence[float]) -> np.ndarray:
 @dataclass(frozen=True)
 class Curve:
     """A run's training: validation Dice (`smooth`), and the hours gone by, at the end of each
-    epoch.
+    epoch. `iterations`: of an epoch, where known.
     """
 
     dice: np.ndarray
     hours: np.ndarray
+    iterations: int | None = None
 
     @classmethod
-    def of(cls, epochs: Sequence[EpochRow]) -> Curve:
+    def of(cls, epochs: Sequence[EpochRow], iterations: int | None = None) -> Curve:
         """From the rows of a run; a Dice of null, where no label was met, counts as the one before,
         or 0.
         """
         dice = pd.Series([row.dice for row in epochs], dtype=float).ffill().fillna(0.0)
-        return cls(smooth(dice), _hours(epochs))
+        return cls(smooth(dice), _hours(epochs), iterations)
 
     @property
     def final(self) -> float:
@@ -71,6 +72,7 @@ class Convergence:
 
     epochs, hours:             to `fraction` of scratch's final Dice, `target`.
     epoch_ratio, hour_ratio:   to scratch's own; below 1 is faster. NaN where scratch has none.
+                               An epoch counts by its iterations.
     reached, seeds:            how many of the seeds got there.
     """
 
@@ -102,9 +104,15 @@ def _convergence(
     ours = [curve.reaches(target) for curve in arm]
     theirs = _medians(curve.reaches(target) for curve in scratch)
     epochs, hours = _medians(ours)
-    ratios = _ratio(epochs, theirs[0]), _ratio(hours, theirs[1])
+    ratios = _ratio(epochs * _longer(arm, scratch), theirs[0]), _ratio(hours, theirs[1])
     reached = sum(epoch < NEVER for epoch, _ in ours)
     return Convergence(fraction, target, epochs, hours, *ratios, reached, len(arm))
+
+
+def _longer(arm: list[Curve], scratch: list[Curve]) -> float:
+    """An epoch of the arm in epochs of scratch's: by iterations, where both are known."""
+    ours, theirs = arm[0].iterations, scratch[0].iterations
+    return ours / theirs if ours and theirs else 1.0
 
 
 def _medians(reached: Iterable[tuple[float, float]]) -> tuple[float, float]:

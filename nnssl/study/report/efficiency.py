@@ -23,8 +23,8 @@ NOT_PRETRAINED = ("scratch", "default")  # starts
 
 def curves_of(results: Results, group: Group) -> dict[int, Curve]:
     """By seed, of the finished runs that have rows of epochs."""
-    rows = {run.seed: results.epochs(run.run) for run in results.done.get(group, ())}
-    return {seed: Curve.of(epochs) for seed, epochs in rows.items() if epochs}
+    runs = [(run, results.epochs(run.run)) for run in results.done.get(group, ())]
+    return {run.seed: Curve.of(epochs, run.iterations) for run, epochs in runs if epochs}
 
 
 SPEED = Table(
@@ -33,7 +33,8 @@ SPEED = Table(
     note=(
         "Epochs and hours of fine-tuning until the validation Dice reaches a fraction of "
         "scratch's final one; the median over the seeds that the arm and scratch both have, and "
-        "of these the mean is to be reached. A ratio below 1 is faster than scratch. The Dice is "
+        "of these the mean is to be reached. A ratio below 1 is faster than scratch; in it an "
+        "epoch counts by its iterations, which recipes may differ in. The Dice is "
         "nnU-Net's own while it trains, of random patches: good for comparing runs of one task, "
         "not with the scores above. From 100 epochs on it is averaged over a fiftieth of the "
         "training around each epoch. Hours of pretraining are not counted. Left out if scratch "
