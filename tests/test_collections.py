@@ -91,22 +91,22 @@ def test_other_scans_and_other_options_are_refused(tmp_path):
     other = raw_folder(tmp_path / "other", range(7, 9))
     with pytest.raises(ValueError, match=r"none of its 3 is among the 2 .*--name.*--update"):
         prepared(tmp_path, other)
-    with pytest.raises(ValueError, match=r"spacing .*asked for \(1, 1, 1\).*leave the option out"):
+    with pytest.raises(ValueError, match=r"spacing .*got \(1, 1, 1\).*leave the option out"):
         prepared(tmp_path, tmp_path / "raw", spacing=(1, 1, 1))
-    with pytest.raises(ValueError, match=r"HU range .*asked for \(-1000, 1000\)"):
+    with pytest.raises(ValueError, match=r"HU range .*got \(-1000, 1000\)"):
         prepared(tmp_path, tmp_path / "raw", clip=(-1000, 1000))
     # the same range, but as a linear map
-    with pytest.raises(ValueError, match=r"linear HU map, asked for the linear one of \(-1000, 30"):
+    with pytest.raises(ValueError, match=r"linear HU map, got the linear one of \(-1000, 30"):
         prepared(tmp_path, tmp_path / "raw", clip=(-1000, 3000))
     with pytest.raises(ValueError, match=r"scans in HU.*Files of two plans"):
         prepared(tmp_path, tmp_path / "raw", in_hu=False)
     with pytest.raises(ValueError, match="with -i FOLDER or -d ID"):
         prepare(PrepareRequest("made", tmp_path / "out", update=True, num_processes=0))
     for options, difference in (
-        ({"spacing": (3, 3, 3)}, r"spacing .*asked for \(3, 3, 3\)"),
-        ({"clip": (-175, 250)}, r"asked for .*\(-175, 250\)"),
+        ({"spacing": (3, 3, 3)}, r"spacing .*got \(3, 3, 3\)"),
+        ({"clip": (-175, 250)}, r"got .*\(-175, 250\)"),
         ({"in_hu": False}, "scans in HU"),
-        ({"pattern": ("*.nrrd",)}, r"no --pattern, asked for \*.nrrd"),
+        ({"pattern": ("*.nrrd",)}, r"no --pattern, got \*.nrrd"),
     ):
         with pytest.raises(ValueError, match=difference):  # also where it is named alone
             prepare(PrepareRequest("made", tmp_path / "out", num_processes=0, **options))
@@ -308,7 +308,7 @@ def test_a_collection_that_may_only_be_read_is_taken_as_it_is(tmp_path, monkeypa
     again, said = prepared(tmp_path, raw)
     assert again == plan
     assert "is read-only" in said
-    with pytest.raises(ValueError, match=r"spacing .*asked for \(1, 1, 1\)"):
+    with pytest.raises(ValueError, match=r"spacing .*got \(1, 1, 1\)"):
         prepared(tmp_path, raw, spacing=(1, 1, 1))
     with pytest.raises(ValueError, match=r"is read-only: leave --check out"):
         prepared(tmp_path, raw, check=True)

@@ -106,7 +106,7 @@ def test_the_plan_keeps_the_pattern(tmp_path):
     assert more.fingerprint == plan.fingerprint
     with pytest.raises(
         ValueError,
-        match=r"has --pattern \*/imaging.nii.gz, asked for \*\*/imaging.nii.gz "
+        match=r"has --pattern \*/imaging.nii.gz, got \*\*/imaging.nii.gz "
         r"\(--update changes it\)",
     ):
         prepared(pattern=["**/imaging.nii.gz"])

@@ -126,9 +126,9 @@ def other_values(old: Plan, overrides: Overrides) -> Iterator[str]:
     """
     for (word, planned), value in zip(_overridable_values(old).items(), overrides, strict=True):
         if value is not None and planned != tuple(map(float, value)):
-            yield f"{word} {planned}, asked for {tuple(value)}"
+            yield f"{word} {planned}, got {tuple(value)}"
     if overrides[2] is not None and old.hu is not None and old.hu.interior:
-        yield f"a piecewise linear HU map, asked for the linear one of {tuple(overrides[2])}"
+        yield f"a piecewise linear HU map, got the linear one of {tuple(overrides[2])}"
 
 
 def _overridable_values(plan: Plan) -> dict:
@@ -141,6 +141,6 @@ def other_kind(old: Plan, in_hu: bool, pattern: tuple[str, ...]) -> Iterator[str
     """Files or a modality that are not those of the plan."""
     if pattern and pattern != old.pattern:
         planned = f"--pattern {' '.join(old.pattern)}" if old.pattern else "no --pattern"
-        yield f"{planned}, asked for {' '.join(pattern)} (--update changes it)"
+        yield f"{planned}, got {' '.join(pattern)} (--update changes it)"
     if in_hu != (old.hu is not None):
         yield "scans in HU" if old.hu else "scans that are not in HU (--no-hu)"
