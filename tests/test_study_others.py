@@ -304,6 +304,7 @@ def test_a_program_of_another_environment_trains_it(tmp_path, dataset, monkeypat
 
 def test_what_was_trained_elsewhere_is_collected_once(tmp_path, dataset):
     one, about = ready(tmp_path)
+    files.write_json_lines(one.folder / jobs.ROWS, [])
     files.write_json(one.folder / jobs.OUTCOME, {"state": "done", "reason": None})
     one.begin(about)
     assert one.is_done
