@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -51,3 +52,14 @@ def test_the_page_says_what_the_results_say(tmp_path):
     assert len(points) == 8
     for difference, low, high in points.itertuples(index=False):
         assert f"{difference:.1f} [{low:.1f}, {high:.1f}]" in page
+
+
+def test_the_methods_are_reported_as_their_results_say(tmp_path):
+    write(STUDIES / "methods_results.jsonl", tmp_path)
+    rows = pd.read_csv(tmp_path / "tables" / "comparisons.csv").query("measure == 'Dice'")
+    page = (STUDIES.parent / "worth_it.md").read_text(encoding="utf-8")
+    points = rows[["difference", "difference low", "difference high"]] * 100
+    assert len(points) == 3
+    for difference, low, high in points.itertuples(index=False):
+        rounded = re.sub(r"[+-](0\.0)$", r"\1", f"{difference:+.1f}")
+        assert f"{rounded} points** [{low:.1f}, {high:.1f}]" in page

@@ -379,9 +379,7 @@ def test_temporaries_of_dead_runs_are_swept_but_not_those_of_living_ones(tmp_pat
 def test_another_plan_is_noticed_and_not_mixed(tmp_path):
     raw, out = raw_folder(tmp_path / "raw", 2), tmp_path / "out"
     plan = prepare(PrepareRequest("made", out, [raw], num_processes=0))
-    with pytest.raises(
-        ValueError, match=r"spacing .*got \(1, 1, 1\).*another name.*delete .*out"
-    ):
+    with pytest.raises(ValueError, match=r"spacing .*got \(1, 1, 1\).*another name.*delete .*out"):
         prepare(PrepareRequest("made", out, [raw], spacing=(1, 1, 1), num_processes=0))
     other = Plan(plan.name, (1.0, 1.0, 1.0), plan.hu, plan.crop, plan.cases)
     with pytest.raises(ValueError, match="files of two plans are never mixed"):
