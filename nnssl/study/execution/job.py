@@ -52,8 +52,8 @@ def run_job(folder: Path | str) -> dict[str, str | None]:
 
 def _lacks_rows(folder: Path) -> bool:
     """Whether a finished fine-tuning has to be measured again."""
-    is_run = isinstance(jobs.read_job(folder), FineTuningJob)
-    return is_run and not (folder / jobs.ROWS).is_file()
+    has_rows = (folder / jobs.ROWS).is_file()
+    return not has_rows and isinstance(jobs.read_job(folder), FineTuningJob)
 
 
 def _attempt(folder: Path, lock: int) -> Outcome:
